@@ -1,0 +1,37 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo serve test lock
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Espalier needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install
+	$(BIN)/python -m demo
+
+serve: install
+	$(BIN)/espalier serve
+
+test: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m slow
+
+# Resolves pyproject.toml afresh and pins what came out, for all extras and for serving alone.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet torch==2.13.0 "setuptools>=77"
+	build/lock/bin/pip install --quiet ".[train,demo,test]"
+	build/lock/bin/pip freeze --all --exclude pip --exclude espalier | $(PYTHON) deploy/pin.py > requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet "setuptools>=77" .
+	build/lock/bin/pip freeze --all --exclude pip --exclude espalier | $(PYTHON) deploy/pin.py > requirements-serve.lock

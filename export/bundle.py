@@ -1,0 +1,137 @@
+"""Bundle: what a server can load. One folder `<repository>/<name>/<version>/`, described by its manifest.json.
+
+The manifest names every other file with its size and SHA-256; a folder that differs from it in one byte is refused.
+Folders whose name starts with a dot are staging and never seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from export.processing.inputs import InputSpec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A graph input or output: `shape` holds sizes, or names for dynamic dimensions; `unit` says what a value means."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+    unit: str
+
+
+class FileDigest(msgspec.Struct, frozen=True):
+    sha256: str
+    bytes: int
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True):
+    """PyTorch against ONNX Runtime on the same samples; `batch_sizes` and `lengths` are those compared."""
+
+    samples: int
+    largest_difference: float
+    tolerance: float
+    top1_disagreements: int
+    batch_sizes: list[int]
+    lengths: list[int] = []
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a bundle comes from. `recipe` is the Recipe as JSON data, None for an untouched backbone."""
+
+    base_model: str
+    job_id: str | None = None
+    recipe: dict[str, Any] | None = None
+    training_sha256: str | None = None
+    validation_sha256: str | None = None
+    package_versions: dict[str, str] = {}
+
+
+class Batching(msgspec.Struct, frozen=True, kw_only=True):
+    max_batch_size: int = 64
+    max_queue_delay_ms: float = 0.0
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a server must know. `task` is "classification" or "embedding"; `outputs` has `logits` for the former
+    and `embedding` for both. `labels[i]` names logit i. `model` is the complete ModelSpec as JSON data."""
+
+    format: int = FORMAT
+    name: str
+    version: int
+    created_at: datetime
+    task: str
+    input: InputSpec
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    labels: list[str] = []
+    model: dict[str, Any]
+    metrics: dict[str, float] = {}
+    parity: Parity
+    lineage: Lineage
+    batching: Batching = Batching()
+    files: dict[str, FileDigest]
+
+
+class DamagedBundle(Exception):
+    """A bundle that must not be served; the message names the file and what is wrong with it."""
+
+
+def sha256_of(path: Path) -> FileDigest:
+    """Digest of a file, read in pieces."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    return FileDigest(digest.hexdigest(), path.stat().st_size)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle, its shape checked, its files not. Raises DamagedBundle."""
+    path = folder / MANIFEST
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise DamagedBundle(f"{path}: {error}") from error
+    if manifest.format != FORMAT:
+        raise DamagedBundle(f"{path}: format {manifest.format}, this server reads format {FORMAT}")
+    return manifest
+
+
+def verify(folder: Path) -> Manifest:
+    """Read the manifest and check every file against it. Raises DamagedBundle naming the first that differs."""
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DamagedBundle(f"{path}: outside the bundle")
+        if not path.is_file():
+            raise DamagedBundle(f"{path}: missing")
+        found = sha256_of(path)
+        if found != expected:
+            raise DamagedBundle(f"{path}: sha256 {found.sha256[:12]}…, {found.bytes} bytes; the manifest says "
+                                f"{expected.sha256[:12]}…, {expected.bytes} bytes")
+    if "model.onnx" not in manifest.files:
+        raise DamagedBundle(f"{folder / MANIFEST}: lists no model.onnx")
+    return manifest
+
+
+def names(repository: Path) -> list[str]:
+    """Names with at least one version, sorted."""
+    if not repository.is_dir():
+        return []
+    return sorted(p.name for p in repository.iterdir() if not p.name.startswith(".") and versions(repository, p.name))
+
+
+def versions(repository: Path, name: str) -> list[int]:
+    """Published versions of a name, oldest first; empty when there are none."""
+    folder = repository / name
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and (p / MANIFEST).is_file())

