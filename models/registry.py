@@ -1,0 +1,41 @@
+"""From a ModelSpec to a network, and a network on disk: a ModelSpec as JSON and a safetensors file."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import cast
+
+import msgspec
+from safetensors.torch import load_file, save_file
+
+from models import catalog
+from models.network import Network
+from models.spec import ModelSpec
+
+SPEC = "model.json"
+WEIGHTS = "weights.safetensors"
+
+
+def build(spec: ModelSpec) -> Network:
+    """The network with random initial weights. Raises ValueError when the spec is wrong or not complete."""
+    catalog.hyperparameters(spec)
+    module, _, function = catalog.ARCHITECTURES[spec.architecture].builder.partition(":")
+    return cast(Network, getattr(importlib.import_module(module), function)(spec))
+
+
+def save(network: Network, folder: Path) -> None:
+    """Write model.json and weights.safetensors into an existing folder."""
+    (folder / SPEC).write_bytes(msgspec.json.format(msgspec.json.encode(network.spec)))
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+
+
+def restore(folder: Path) -> Network:
+    """The network that `save` wrote. Raises ValueError naming what does not fit."""
+    spec = msgspec.json.decode((folder / SPEC).read_bytes(), type=ModelSpec)
+    network = build(spec)
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS} does not fit {folder / SPEC}: {error}") from error
+    return network
