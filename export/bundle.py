@@ -115,8 +115,10 @@ def verify(folder: Path) -> Manifest:
             raise DamagedBundle(f"{path}: missing")
         found = sha256_of(path)
         if found != expected:
-            raise DamagedBundle(f"{path}: sha256 {found.sha256[:12]}…, {found.bytes} bytes; the manifest says "
-                                f"{expected.sha256[:12]}…, {expected.bytes} bytes")
+            raise DamagedBundle(
+                f"{path}: sha256 {found.sha256[:12]}…, {found.bytes} bytes; the manifest says "
+                f"{expected.sha256[:12]}…, {expected.bytes} bytes"
+            )
     if "model.onnx" not in manifest.files:
         raise DamagedBundle(f"{folder / MANIFEST}: lists no model.onnx")
     return manifest

@@ -30,7 +30,9 @@ class TextInput(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field
     tokenizer: str = "tokenizer.json"
 
 
-class VectorInput(msgspec.Struct, frozen=True, kw_only=True, tag="vector", tag_field="type", forbid_unknown_fields=True):
+class VectorInput(
+    msgspec.Struct, frozen=True, kw_only=True, tag="vector", tag_field="type", forbid_unknown_fields=True
+):
     """Graph input `vector`: float32 [batch, features], standardized inside the graph."""
 
     features: int

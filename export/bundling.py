@@ -1,0 +1,92 @@
+"""From a trained network to a published bundle: graph, parity, weights, report, card, one rename."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from export import model_card, parity, report
+from export.bundle import Lineage, Manifest
+from export.onnx import export_onnx
+from export.processing.inputs import InputSpec, TextInput
+from export.publish import publish, staging
+from export.report import Evaluation
+from models import registry
+from models.catalog import BACKBONES
+from models.network import Network
+from models.spec import Classification
+
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
+
+
+def bundle(
+    network: Network,
+    *,
+    name: str,
+    repository: Path,
+    input: InputSpec,
+    labels: Sequence[str],
+    tokenizer: bytes | None,
+    validation: Iterable[Mapping[str, np.ndarray]],
+    metrics: Mapping[str, float],
+    evaluation: Evaluation | None,
+    lineage: Lineage,
+    extra_files: Mapping[str, bytes | Path] | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Manifest:
+    """Publish `network` as the next version of `name`; the manifest as published.
+
+    labels: one for each logit, none for an embedding. tokenizer: tokenizer.json, for texts. validation: batches of
+    graph inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name. progress: told of
+    each stage in a sentence. Raises ParityError, and then nothing is published.
+    """
+    batches = iter(validation)
+    first = next(batches, None)
+    if first is None:
+        raise parity.ParityError("there are no samples to compare PyTorch and ONNX Runtime on")
+    with staging(repository) as folder:
+        progress("exporting to ONNX")
+        inputs, outputs = export_onnx(network, folder / "model.onnx", first)
+        progress("comparing PyTorch and ONNX Runtime")
+        found = parity.check(network, folder / "model.onnx", chain([first], batches))
+        progress(f"PyTorch and ONNX Runtime agree on {found.samples} samples to {found.largest_difference:.1e}")
+        registry.save(network, folder)
+        if isinstance(input, TextInput):
+            assert tokenizer is not None, "a text model needs its tokenizer"
+            (folder / input.tokenizer).write_bytes(tokenizer)
+        if evaluation is not None:
+            (folder / "evaluation.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)))
+            report.plot(evaluation, folder / "evaluation.png")
+        for file, content in (extra_files or {}).items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, folder / file)
+            else:
+                (folder / file).write_bytes(content)
+        versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+        draft = Manifest(
+            name=name,
+            version=0,
+            created_at=datetime.now(UTC),
+            task="classification" if isinstance(network.spec.task, Classification) else "embedding",
+            input=input,
+            inputs=inputs,
+            outputs=outputs,
+            labels=list(labels),
+            model=msgspec.to_builtins(network.spec),
+            metrics=dict(metrics),
+            parity=found,
+            lineage=msgspec.structs.replace(lineage, package_versions={**versions, **lineage.package_versions}),
+            files={},
+        )
+        base = BACKBONES.get(network.spec.weights or "")
+        (folder / "MODEL_CARD.md").write_text(model_card.card(draft, evaluation, base.licence if base else None))
+        manifest = publish(folder, repository, draft)
+    progress(f"published as {manifest.name} version {manifest.version}")
+    return manifest

@@ -1,0 +1,48 @@
+"""Texts to token ids and padded batches. Training and serving both tokenize through TextProcessor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from export.processing.inputs import BadInput, TextInput
+
+PADDING_MULTIPLE = 8
+
+
+class TextProcessor:
+    """A tokenizer with its limits; threads may share it."""
+
+    def __init__(self, spec: TextInput, tokenizer_json: bytes) -> None:
+        """tokenizer_json: the file of the tokenizers library. Raises ValueError when it cannot be read."""
+        self.spec = spec
+        try:
+            self.tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{spec.tokenizer} cannot be read: {error}") from error
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(spec.max_length)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text with the special tokens, at most max_length. Raises BadInput for an empty text."""
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise BadInput(f"text {i} is empty" if len(texts) > 1 else "the text is empty")
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, max_length: int, multiple: int = PADDING_MULTIPLE
+) -> tuple[np.ndarray, np.ndarray]:
+    """`input_ids` and `attention_mask`, int64 [rows, sequence]: sequence is the longest row, rounded up to a multiple
+    (few distinct shapes let the runtime reuse its buffers) but never above max_length."""
+    longest = max(len(row) for row in rows)
+    sequence = min(-(-longest // multiple) * multiple, max(max_length, longest))
+    ids = np.full((len(rows), sequence), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), sequence), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return ids, mask
