@@ -24,7 +24,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A section of the recipe: an unknown field is an error, never ignored."""
 
 
-class Hyperparameters(Part):
+class Hyperparameters(Part, frozen=True, kw_only=True):
     """OpenAI's three, and an absolute learning rate. The multiplier scales the automatic rate."""
 
     n_epochs: Auto | Annotated[int, msgspec.Meta(ge=1, le=1000)] = "auto"
@@ -33,18 +33,18 @@ class Hyperparameters(Part):
     learning_rate: Auto | PositiveFloat = "auto"
 
 
-class Supervised(Part):
+class Supervised(Part, frozen=True, kw_only=True):
     hyperparameters: Hyperparameters = Hyperparameters()
 
 
-class Method(Part):
+class Method(Part, frozen=True, kw_only=True):
     """OpenAI's newer place for the hyper-parameters."""
 
     type: Literal["supervised"] = "supervised"
     supervised: Supervised = Supervised()
 
 
-class Data(Part):
+class Data(Part, frozen=True, kw_only=True):
     """Which columns hold what, and how the split is made when there is no validation file.
 
     Split by item (duplicates stay on one side), stratified by class, seeded by the recipe's seed. `test` is held out
@@ -58,27 +58,27 @@ class Data(Part):
     test: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
 
 
-class CrossEntropy(Part, tag="cross_entropy", tag_field="type"):
+class CrossEntropy(Part, frozen=True, kw_only=True, tag="cross_entropy", tag_field="type"):
     """Softmax cross-entropy. `class_weights`: "balanced" is n / (classes · n_c), or a weight for each label."""
 
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None
 
 
-class AdamW(Part, tag="adamw", tag_field="type"):
+class AdamW(Part, frozen=True, kw_only=True, tag="adamw", tag_field="type"):
     weight_decay: NonNegative = 0.01
     beta1: Share = 0.9
     beta2: Share = 0.999
     epsilon: PositiveFloat = 1e-8
 
 
-class Sgd(Part, tag="sgd", tag_field="type"):
+class Sgd(Part, frozen=True, kw_only=True, tag="sgd", tag_field="type"):
     momentum: Share = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
 
 
-class Schedule(Part):
+class Schedule(Part, frozen=True, kw_only=True):
     """Linear warm-up over a share of all steps, then `decay` to `floor` times the peak rate."""
 
     warmup: Share = 0.1
@@ -86,7 +86,7 @@ class Schedule(Part):
     floor: Share = 0.0
 
 
-class Transfer(Part):
+class Transfer(Part, frozen=True, kw_only=True):
     """What of a pre-trained trunk learns, when, and how fast.
 
     freeze: name of the last frozen block (everything up to it, from the input), "all" for the whole trunk, None for
@@ -100,7 +100,7 @@ class Transfer(Part):
     layer_decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
 
 
-class Augmentation(Part):
+class Augmentation(Part, frozen=True, kw_only=True):
     """On the device, training images only: degrees, shares of the side, probability, and jitter factor."""
 
     rotation: Annotated[float, msgspec.Meta(ge=0.0, le=180.0)] = 0.0
@@ -110,7 +110,7 @@ class Augmentation(Part):
     colour: Share = 0.0
 
 
-class Stopping(Part):
+class Stopping(Part, frozen=True, kw_only=True):
     """Stop when `metric` on the validation split has not improved by `min_delta` for `patience` evaluations."""
 
     metric: Literal["loss", "accuracy", "macro_f1"] = "loss"
@@ -118,7 +118,7 @@ class Stopping(Part):
     min_delta: NonNegative = 0.0
 
 
-class Recipe(Part):
+class Recipe(Part, frozen=True, kw_only=True):
     """One fine-tuning run. See each section for its rules.
 
     model: a backbone's name, a published model ("digits" or "digits:3", training goes on from it), a hub id, or a

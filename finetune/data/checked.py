@@ -1,0 +1,85 @@
+"""Every item read once: which are broken, which occur twice, which contradict each other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from export.processing.images import open_image
+from export.processing.inputs import BadInput
+from finetune.data.items import Source
+from finetune.data.problems import BadFile, Problem
+
+
+@dataclass(frozen=True)
+class Checked:
+    """`good`: numbers of the usable items. `digests`: content of each item, None for a broken one.
+
+    duplicates: (item, the earlier item with the same content and label).
+    """
+
+    good: list[int]
+    digests: list[bytes | None]
+    problems: list[Problem]
+    duplicates: list[tuple[int, int]]
+
+
+def check(source: Source) -> Checked:
+    """Read every item, images to their last pixel. An item without a label, broken, or whose content also occurs with
+    another label, is a problem."""
+
+    def judge(i: int) -> bytes | str:
+        try:
+            content = source.read(i)
+            if source.labels[i] is None:
+                return "the label is missing"
+            if source.kind == "images":
+                _decode(content)
+            return digest(content)
+        except (BadFile, BadInput) as error:
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count() if source.kind == "images" else 1) as pool:
+        found = list(pool.map(judge, range(len(source))))
+    problems = list(source.strays)
+    first: dict[bytes, int] = {}
+    duplicates: list[tuple[int, int]] = []
+    contradicted: set[int] = set()
+    for i, result in enumerate(found):
+        if isinstance(result, str):
+            problems.append(Problem(source.places[i], result))
+            continue
+        earlier = first.setdefault(result, i)
+        if earlier == i:
+            continue
+        if source.labels[i] != source.labels[earlier]:
+            contradicted.add(i)
+            other = f"{source.places[earlier]}, labelled {source.labels[earlier]!r}"
+            problems.append(
+                Problem(source.places[i], f"labelled {source.labels[i]!r}, but the same content is {other}")
+            )
+        else:
+            duplicates.append((i, earlier))
+    digests = [result if isinstance(result, bytes) else None for result in found]
+    good = [i for i, result in enumerate(found) if isinstance(result, bytes) and i not in contradicted]
+    return Checked(good, digests, problems, duplicates)
+
+
+def digest(content: Any) -> bytes:
+    """SHA-256 of an image's bytes, a text, or the numbers of a vector."""
+    if isinstance(content, list):
+        content = struct.pack(f"<{len(content)}d", *content)
+    return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).digest()
+
+
+def _decode(data: bytes) -> None:
+    image = open_image(data)
+    try:
+        image.draft("L", (32, 32))  # a JPEG's every byte is still read, its pixels are computed at an eighth
+        image.load()
+    except Exception as error:  # Pillow's decoders raise what they like
+        raise BadFile(f"the image is damaged: {error}") from error

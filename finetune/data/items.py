@@ -1,0 +1,182 @@
+"""What a data file holds, item by item: where each lies, its label as written, and how to read it.
+
+Images lie in an archive, in one folder a class or named by a table beside them; texts and vectors in a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from finetune.data.archives import Archive, open_archive
+from finetune.data.problems import BadFile, Problem
+from finetune.data.tables import Table, form_of, number_of, read_table, text_of
+from finetune.recipe import Data
+
+Kind = Literal["images", "text", "table"]
+MOST_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Source:
+    """The items of a file, before any is judged.
+
+    form: "zip", "tar", "csv", "jsonl" or "parquet". columns: of its table, none for class folders.
+    places, labels: one an item; a label is None where it is missing. read(i): bytes of an image, str, or list of
+    float; raises BadFile. features: names of the numeric columns of a "table". strays: items in no class.
+    """
+
+    kind: Kind
+    form: str
+    columns: dict[str, Any]
+    places: list[str]
+    labels: list[str | None]
+    read: Callable[[int], Any]
+    features: list[str]
+    strays: list[Problem]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def open_source(path: Path, filename: str, data: Data) -> Source:
+    """Raises BadFile when it is none of the formats, is dangerous, or lacks a column that `data` names."""
+    if path.stat().st_size == 0:
+        raise BadFile(f"{filename}: empty, 0 bytes")
+    archive = open_archive(path)
+    if archive is not None:
+        return _images(archive, data)
+    table = read_table(path, filename)
+    if data.text_column in table.columns:
+        return _texts(table, data)
+    return _vectors(table, data, filename)
+
+
+def column(table: Table, name: str) -> Any:
+    """Raises BadFile naming the columns that are there."""
+    if name not in table.columns:
+        raise BadFile(f"there is no column {name!r}; the columns are {', '.join(map(repr, table.columns))}")
+    return table.columns[name]
+
+
+def _images(archive: Archive, data: Data) -> Source:
+    if not archive.members:
+        raise BadFile("the archive holds no files")
+    prefix = _common_folder(archive.members)
+    inner = {name[len(prefix) :]: name for name in archive.members}
+    tables = [name for name in inner if "/" not in name and form_of(name)]
+    if len(tables) > 1:
+        raise BadFile(f"the archive has several tables at its top, {' and '.join(sorted(tables))}; leave one")
+    if tables:
+        return _listed_images(archive, inner, tables[0], data)
+    strays = [Problem(name, "lies in no class folder") for name in inner if "/" not in name]
+    members = [name for name in inner if "/" in name]
+    if not members:
+        raise BadFile("the archive has no class folders and no table: put each class's images in a folder of its own")
+    return Source(
+        kind="images",
+        form=archive.form,
+        columns={},
+        places=members,
+        labels=[PurePosixPath(name).parts[0] for name in members],
+        read=lambda i: archive.read(inner[members[i]]),
+        features=[],
+        strays=strays,
+    )
+
+
+def _listed_images(archive: Archive, inner: dict[str, str], name: str, data: Data) -> Source:
+    table = read_table(archive.read(inner[name]), name)
+    paths = [text_of(value) for value in column(table, data.image_column)]
+
+    def read(i: int) -> bytes:
+        path = paths[i]
+        if path is None:
+            raise BadFile(f"column {data.image_column!r} is empty")
+        if path not in inner:
+            raise BadFile(f"{path}: not in the archive")
+        return archive.read(inner[path])
+
+    return Source(
+        kind="images",
+        form=archive.form,
+        columns=table.columns,
+        places=[f"{name} {table.place(i)}" for i in range(len(table))],
+        labels=[text_of(value) for value in column(table, data.label_column)],
+        read=read,
+        features=[],
+        strays=[],
+    )
+
+
+def _common_folder(members: list[str]) -> str:
+    """The folder around everything, such as archivers add; not a lone class folder."""
+    top = {PurePosixPath(name).parts[0] for name in members}
+    if len(top) > 1:
+        return ""
+    prefix = f"{top.pop()}/"
+    inside = [name.removeprefix(prefix) for name in members if name.startswith(prefix)]
+    wraps = len(inside) == len(members) and (
+        all("/" in name for name in inside) or any("/" not in name and form_of(name) for name in inside)
+    )
+    return prefix if wraps else ""
+
+
+def _texts(table: Table, data: Data) -> Source:
+    texts = column(table, data.text_column)
+
+    def read(i: int) -> str:
+        if texts[i] is not None and not isinstance(texts[i], str):
+            raise BadFile(f"column {data.text_column!r} holds {type(texts[i]).__name__}, not text")
+        text = text_of(texts[i])
+        if text is None:
+            raise BadFile("the text is empty")
+        if len(text) > MOST_CHARACTERS:
+            raise BadFile(f"the text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are taken")
+        return text
+
+    return Source(
+        kind="text",
+        form=table.form,
+        columns=table.columns,
+        places=[table.place(i) for i in range(len(table))],
+        labels=[text_of(value) for value in column(table, data.label_column)],
+        read=read,
+        features=[],
+        strays=[],
+    )
+
+
+def _vectors(table: Table, data: Data, filename: str) -> Source:
+    labels = column(table, data.label_column)
+    features = [name for name in table.columns if name != data.label_column]
+    if not features:
+        raise BadFile(f"{filename}: there is nothing to learn from beside the label")
+    for name in features:
+        if not any(number_of(value) is not None for value in table.columns[name][:1000]):
+            raise BadFile(
+                f"column {name!r} holds no numbers. Texts are read from a column {data.text_column!r} "
+                f"(data.text_column), vectors from columns of numbers; "
+                f"the columns are {', '.join(map(repr, table.columns))}"
+            )
+    vectors = [table.columns[name] for name in features]
+
+    def read(i: int) -> list[float]:
+        found = [number_of(values[i]) for values in vectors]
+        for name, value in zip(features, found, strict=True):
+            if value is None or value != value or abs(value) > 3.4e38:
+                raise BadFile(f"column {name!r} holds {table.columns[name][i]!r}, not a finite number")
+        return [value for value in found if value is not None]
+
+    return Source(
+        kind="table",
+        form=table.form,
+        columns=table.columns,
+        places=[table.place(i) for i in range(len(table))],
+        labels=[text_of(value) for value in labels],
+        read=read,
+        features=features,
+        strays=[],
+    )

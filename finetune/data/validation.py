@@ -1,0 +1,160 @@
+"""The report on an uploaded file: what it holds, how much of it, and what is wrong with it, each with its place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from finetune.data.archives import open_archive
+from finetune.data.checked import check
+from finetune.data.items import Kind, open_source
+from finetune.data.problems import BadFile, Problem
+from finetune.data.tables import Table, number_of, read_table, text_of
+from finetune.recipe import Data
+
+MOST_LISTED = 100
+# A column with more distinct values than this is no label.
+MOST_LABELS = 10_000
+
+
+class Duplicate(msgspec.Struct, frozen=True):
+    """Two places with the same content and label."""
+
+    place: str
+    first: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What `inspect` found. Lists are cut at 100; `problem_count` and `duplicate_count` count all.
+
+    label_counts: items of each label, for every column that could be the label column ("label" for class folders).
+    classes: those of the column "label", usable items only. items: usable ones.
+    """
+
+    kind: Kind
+    format: str
+    columns: list[str]
+    items: int
+    classes: dict[str, int]
+    label_counts: dict[str, dict[str, int]]
+    features: list[str]
+    problems: list[Problem]
+    problem_count: int
+    duplicates: list[Duplicate]
+    duplicate_count: int
+    bytes: int
+
+
+def inspect(path: Path, filename: str) -> Report:
+    """Read a whole file. Raises BadFile when nothing in it could be used.
+
+    Columns are taken to be called as `recipe.Data` has it by default; a table with other names is described by its
+    columns and `label_counts`, and judged when a job names them.
+    """
+    data = Data()
+    if path.stat().st_size and open_archive(path) is None:
+        table = read_table(path, filename)
+        if len(table) == 0:
+            raise BadFile(f"{filename}: has column names and no rows")
+        if data.label_column not in table.columns or not _default_columns(table, data):
+            return _described(path, table)
+    source = open_source(path, filename, data)
+    checked = check(source)
+    if not checked.good:
+        first = checked.problems[0]
+        raise BadFile(f"{filename}: no item can be used; the first: {first.place}: {first.message}")
+    classes = Counter(str(source.labels[i]) for i in checked.good)
+    return Report(
+        kind=source.kind,
+        format=source.form,
+        columns=list(source.columns),
+        items=len(checked.good),
+        classes=_ordered(classes),
+        label_counts={**_label_counts(source.columns), data.label_column: _ordered(classes)},
+        features=source.features,
+        problems=checked.problems[:MOST_LISTED],
+        problem_count=len(checked.problems),
+        duplicates=[Duplicate(source.places[i], source.places[j]) for i, j in checked.duplicates[:MOST_LISTED]],
+        duplicate_count=len(checked.duplicates),
+        bytes=path.stat().st_size,
+    )
+
+
+def usable(report: Report, data: Data) -> list[str]:
+    """Why a job with these columns cannot learn from the file; empty when it can."""
+    reasons: list[str] = []
+    wanted = [data.label_column] if report.columns else []
+    if report.kind == "images" and report.columns:
+        wanted.append(data.image_column)
+    if report.kind == "text" and not (data.text_column == Data().text_column and report.features):
+        wanted.append(data.text_column)
+    for name in wanted:
+        if name not in report.columns:
+            reasons.append(f"there is no column {name!r}; the columns are {', '.join(map(repr, report.columns))}")
+    if reasons:
+        return reasons
+    counts = labels(report, data)
+    if counts is None:
+        return [f"column {data.label_column!r} has more than {MOST_LABELS:,} different values; it is no label"]
+    if len(counts) < 2:
+        only = next(iter(counts), None)
+        return [f"there is only one class, {only!r}; a classifier needs at least two"]
+    alone = sorted(label for label, count in counts.items() if count < 2)
+    if alone:
+        return [f"class {alone[0]!r} has a single item; every class needs one to train on and one to validate on"]
+    return []
+
+
+def labels(report: Report, data: Data) -> Mapping[str, int] | None:
+    """Items of each label in the column that `data` names; None when that column is no label."""
+    return report.label_counts.get(data.label_column if report.columns else "label")
+
+
+def _default_columns(table: Table, data: Data) -> bool:
+    """Whether the table reads as texts or vectors with the columns that `data` has by default."""
+    if data.text_column in table.columns:
+        return True
+    return (
+        all(name == data.label_column or _numeric(values) for name, values in table.columns.items())
+        and len(table.columns) > 1
+    )
+
+
+def _described(path: Path, table: Table) -> Report:
+    numeric = [name for name, values in table.columns.items() if _numeric(values)]
+    return Report(
+        kind="table" if len(numeric) >= len(table.columns) - 1 and numeric else "text",
+        format=table.form,
+        columns=list(table.columns),
+        items=len(table),
+        classes={},
+        label_counts=_label_counts(table.columns),
+        features=[],
+        problems=[],
+        problem_count=0,
+        duplicates=[],
+        duplicate_count=0,
+        bytes=path.stat().st_size,
+    )
+
+
+def _numeric(values: object) -> bool:
+    return isinstance(values, list) and all(number_of(value) is not None for value in values[:1000])
+
+
+def _label_counts(columns: Mapping[str, object]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for name, values in columns.items():
+        assert isinstance(values, list)
+        counts = Counter(label for value in values if (label := text_of(value)) is not None)
+        # Nearly as many values as rows: an id, a text or a measurement.
+        if 0 < len(counts) <= MOST_LABELS and (len(counts) <= 50 or 2 * len(counts) <= len(values)):
+            found[name] = _ordered(counts)
+    return found
+
+
+def _ordered(counts: Mapping[str, int]) -> dict[str, int]:
+    return {label: counts[label] for label in sorted(counts)}

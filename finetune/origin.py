@@ -1,0 +1,152 @@
+"""Where training begins: random weights, a pre-trained backbone, or a model that was published before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors.torch import load_file
+
+from export import bundle
+from export.bundle import Manifest
+from export.processing.images import open_image
+from export.processing.inputs import ImageInput, InputSpec, TextInput, VectorInput
+from finetune.data.datasets import Dataset
+from finetune.recipe import Recipe
+from models import catalog, registry
+from models.backbones import weights
+from models.network import Network
+from models.spec import Classification, ModelSpec
+
+# Images whose headers are read to choose how images are brought to size.
+LOOKED_AT = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """name: for the lineage. spec: complete but for what the data say. folder, manifest: of a published model."""
+
+    name: str
+    spec: ModelSpec
+    folder: Path | None = None
+    manifest: Manifest | None = None
+
+    @property
+    def pretrained(self) -> bool:
+        return self.folder is not None or self.spec.weights is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How data enter a network: its complete spec, the graph's input, and for texts the tokenizer.json."""
+
+    spec: ModelSpec
+    input: InputSpec
+    tokenizer: bytes | None = None
+
+
+def find(model: str | ModelSpec, repository: Path, backbones: Mapping[str, str]) -> Origin:
+    """What a recipe's `model` names: a packaged backbone, one of the operator's `backbones`, a published model
+    ("name" is its newest version, "name:3" its third), an architecture, a folder or a hub id, in this order.
+
+    Raises ValueError when there is nothing of that name, DamagedBundle when the published model is not whole.
+    """
+    if isinstance(model, ModelSpec):
+        return Origin(name=model.weights or model.architecture, spec=weights.complete(model, backbones))
+    name, _, version = model.partition(":")
+    if model in catalog.BACKBONES or model in backbones or name not in bundle.names(repository):
+        return Origin(name=model, spec=weights.spec_for(model, backbones))
+    versions = bundle.versions(repository, name)
+    if version and not (version.isdecimal() and int(version) in versions):
+        raise ValueError(f"model: {name} has no version {version!r}; it has {', '.join(map(str, versions))}")
+    number = int(version) if version else versions[-1]
+    folder = repository / name / str(number)
+    manifest = bundle.verify(folder)
+    spec = msgspec.convert(manifest.model, ModelSpec)
+    return Origin(name=f"{name}:{number}", spec=spec, folder=folder, manifest=manifest)
+
+
+def read(origin: Origin, recipe: Recipe, dataset: Dataset, backbones: Mapping[str, str]) -> Reading:
+    """How `dataset` enters the network: the recipe's image size or text length, else the model's own.
+
+    Raises ValueError when the model cannot read such data.
+    """
+    parameters = catalog.hyperparameters(origin.spec)
+    before = origin.manifest.input if origin.manifest else None
+    if isinstance(parameters, catalog.MlpParameters):
+        features = len(dataset.content(0))
+        if parameters.features not in (None, features):
+            raise ValueError(f"the data have {features} columns of numbers, {origin.name} takes {parameters.features}")
+        spec = _complete(origin.spec, len(dataset.labels), features=features)
+        return Reading(spec=spec, input=VectorInput(features=features, names=dataset.features))
+    if isinstance(parameters, catalog.TextEncoderParameters):
+        return _read_texts(origin, parameters, recipe, len(dataset.labels), backbones)
+    size = recipe.image_size or parameters.image_size
+    spec = _complete(origin.spec, len(dataset.labels), image_size=size)
+    if isinstance(before, ImageInput):
+        return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))
+    return Reading(spec=spec, input=image_input(dataset, size))
+
+
+def image_input(dataset: Dataset, size: int) -> ImageInput:
+    """How images are brought to size × size: "stretch" when most are (nearly) square and no larger than that, as
+    drawn digits or icons are, since every pixel of theirs counts; else "crop", ImageNet's way with photographs."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int))
+    sizes = np.array([open_image(dataset.content(int(row))).size for row in rows])
+    small_and_square = (sizes.max(axis=1) <= size) & (sizes.max(axis=1) <= 1.1 * sizes.min(axis=1))
+    if small_and_square.mean() > 0.5:
+        return ImageInput(height=size, width=size, resize="stretch", crop_fraction=1.0)
+    return ImageInput(height=size, width=size)
+
+
+def load(origin: Origin, spec: ModelSpec, labels: list[str], backbones: Mapping[str, str]) -> Network:
+    """The network of `spec` with the weights of its origin; what they lack, the head mostly, is random.
+
+    The head of a published model is kept when its labels are these, in this order. Raises ValueError when weights
+    do not fit.
+    """
+    network = registry.build(spec)
+    if origin.folder is None or origin.manifest is None:
+        if spec.weights is not None:
+            weights.load(network, spec.weights, backbones)
+        return network
+    state = load_file(origin.folder / registry.WEIGHTS)
+    if origin.manifest.labels != labels:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    absent = network.load_state_dict(state, strict=False)
+    missing = [name for name in absent.missing_keys if not name.startswith("head.")]
+    if missing or absent.unexpected_keys:
+        raise ValueError(f"the weights of {origin.name} do not fit: {(missing + absent.unexpected_keys)[0]}")
+    return network
+
+
+def _read_texts(
+    origin: Origin,
+    parameters: catalog.TextEncoderParameters,
+    recipe: Recipe,
+    classes: int,
+    backbones: Mapping[str, str],
+) -> Reading:
+    longest = (parameters.config or {}).get("max_position_embeddings")
+    length = recipe.max_length or parameters.max_length
+    if isinstance(longest, int) and length > longest:
+        raise ValueError(f"max_length: {length} tokens, but {origin.name} reads at most {longest}")
+    if origin.folder is not None and origin.manifest is not None and isinstance(origin.manifest.input, TextInput):
+        input = msgspec.structs.replace(origin.manifest.input, max_length=length)
+        tokenizer = (origin.folder / input.tokenizer).read_bytes()
+    elif origin.spec.weights is not None:
+        tokenizer, padding = weights.tokenizer_json(origin.spec.weights, backbones)
+        input = TextInput(max_length=length, pad_token_id=padding)
+    else:
+        raise ValueError("model: a text_encoder needs `weights`, its tokenizer comes with them")
+    return Reading(spec=_complete(origin.spec, classes, max_length=length), input=input, tokenizer=tokenizer)
+
+
+def _complete(spec: ModelSpec, classes: int, **hyperparameters: Any) -> ModelSpec:
+    return msgspec.structs.replace(
+        spec, hyperparameters={**spec.hyperparameters, **hyperparameters}, task=Classification(classes)
+    )

@@ -1,0 +1,137 @@
+"""Items of a data set as graph inputs, prepared once and kept.
+
+Everything goes through `export.processing`, which is what the server answers through: training cannot see another
+tensor than serving does. Images are decoded once, by several threads, into one uint8 array; texts become rows of token
+ids; vectors one float32 array.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.processing.images import decode_image
+from export.processing.inputs import BadInput, ImageInput, InputSpec, TextInput, VectorInput
+from export.processing.text import TextProcessor, pad
+from export.processing.vectors import vector
+from finetune.data.datasets import Dataset
+
+# Above this, decoded images live in a file that is mapped into memory: the page cache keeps what fits.
+IN_MEMORY_BYTES = 2**30
+CHUNK = 256
+
+Inputs = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Items:
+    """Some items of a data set, ready for the graph.
+
+    targets: int64 [items]. lengths: int64 [items] in tokens, for texts only.
+    collate: rows of the data set → graph inputs by name; rows: int64 [items], those of these items.
+    """
+
+    targets: np.ndarray
+    lengths: np.ndarray | None
+    rows: np.ndarray
+    collate: Callable[[np.ndarray], Inputs]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, positions: np.ndarray) -> Inputs:
+        """Graph inputs of the items at `positions` int64 [batch], padded to the longest of them."""
+        return self.collate(self.rows[positions])
+
+    def select(self, positions: np.ndarray) -> Items:
+        """The items at `positions`; nothing is prepared again."""
+        lengths = None if self.lengths is None else self.lengths[positions]
+        return replace(self, targets=self.targets[positions], lengths=lengths, rows=self.rows[positions])
+
+
+def prepare(
+    dataset: Dataset, spec: InputSpec, tokenizer: bytes | None, folder: Path, progress: Callable[[int, int], None]
+) -> Items:
+    """All items of `dataset` as `spec` says.
+
+    tokenizer: tokenizer.json, for texts. folder: where a large image array may lie. progress: called with the items
+    done and in all, every few hundred; what it raises ends the work. Raises BadInput naming the item that is wrong.
+    """
+    if isinstance(spec, ImageInput):
+        return _images(dataset, spec, folder, progress)
+    if isinstance(spec, TextInput):
+        assert tokenizer is not None, "texts need a tokenizer"
+        return _texts(dataset, spec, tokenizer, progress)
+    return _vectors(dataset, spec, progress)
+
+
+def tensors(inputs: Inputs, device: torch.device) -> list[Tensor]:
+    """The values of `inputs` on `device`, in their order, which is the order of the network's arguments."""
+    return [torch.from_numpy(value).to(device) for value in inputs.values()]
+
+
+def _images(dataset: Dataset, spec: ImageInput, folder: Path, progress: Callable[[int, int], None]) -> Items:
+    shape = (len(dataset), spec.height, spec.width, spec.channels)
+    pixels: np.ndarray
+    if math.prod(shape) <= IN_MEMORY_BYTES:
+        pixels = np.empty(shape, np.uint8)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
+
+    def decode(row: int) -> None:
+        with _named(dataset, row):
+            pixels[row] = decode_image(dataset.content(row), spec)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for rows in _chunks(len(dataset), progress):
+            list(pool.map(decode, rows))
+    return Items(dataset.targets, None, np.arange(len(dataset)), lambda rows: {"pixels": pixels[rows]})
+
+
+def _texts(dataset: Dataset, spec: TextInput, tokenizer: bytes, progress: Callable[[int, int], None]) -> Items:
+    processor = TextProcessor(spec, tokenizer)
+    ids: list[list[int]] = []
+    for rows in _chunks(len(dataset), progress):
+        ids += processor.encode([dataset.content(row) for row in rows])
+
+    def collate(rows: np.ndarray) -> Inputs:
+        input_ids, attention_mask = pad([ids[row] for row in rows], spec.pad_token_id, max_length=spec.max_length)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    lengths = np.array([len(row) for row in ids], np.int64)
+    return Items(dataset.targets, lengths, np.arange(len(dataset)), collate)
+
+
+def _vectors(dataset: Dataset, spec: VectorInput, progress: Callable[[int, int], None]) -> Items:
+    vectors = np.empty((len(dataset), spec.features), np.float32)
+    for rows in _chunks(len(dataset), progress):
+        for row in rows:
+            with _named(dataset, row):
+                vectors[row] = vector(dataset.content(row), spec)
+    return Items(dataset.targets, None, np.arange(len(dataset)), lambda rows: {"vector": vectors[rows]})
+
+
+def _chunks(items: int, progress: Callable[[int, int], None]) -> Iterator[range]:
+    for start in range(0, items, CHUNK):
+        progress(start, items)
+        yield range(start, min(start + CHUNK, items))
+    progress(items, items)
+
+
+@contextmanager
+def _named(dataset: Dataset, row: int) -> Iterator[None]:
+    """Say which item it was that could not be read."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{dataset.place(row)}: {error}") from error

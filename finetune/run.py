@@ -1,0 +1,233 @@
+"""One run from data to published bundle: what the worker does for a job and the command line for a recipe."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from export import bundle, report
+from export.bundle import DamagedBundle, Lineage, Manifest
+from export.bundling import bundle as publish
+from export.parity import ParityError
+from finetune import automatic, curve, origin, preprocess, trainer
+from finetune.batches import evaluation_order
+from finetune.data.datasets import Dataset, open_dataset
+from finetune.data.splits import leakage, split
+from finetune.evaluate import evaluate
+from finetune.objectives import cross_entropy
+from finetune.recipe import Hyperparameters, Recipe
+from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
+from models import catalog
+from models.mlp import Perceptron
+
+__all__ = ["Cancelled", "JobFailed", "Reporter", "RunRequest", "run"]
+
+PARITY_BATCH = 32
+TOLD_SECONDS = 2.0
+MOST_PROBLEMS = 20
+CACHE = "cache"
+# What the data of an architecture's modality are called.
+KIND: dict[catalog.Modality, str] = {"image": "images", "text": "text", "vector": "table"}
+
+
+def run(request: RunRequest, reporter: Reporter) -> Manifest:
+    """Train as the recipe says and publish the result; the manifest of what is published.
+
+    A run whose folder holds checkpoints goes on from the newest; one that has published already (it was killed right
+    after) returns what it published. Raises Cancelled, or JobFailed in words for the user.
+    """
+    if request.job_id is not None and (done := published_by(request.repository, request.name, request.job_id)):
+        return done
+    try:
+        return _run(request, reporter)
+    except (ValueError, DamagedBundle, ParityError) as error:
+        raise JobFailed(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise JobFailed(
+            "the memory of the device is too small: lower batch_size (gradient_accumulation keeps the step as large), "
+            "image_size or max_length, or freeze more of the trunk"
+        ) from error
+    finally:
+        shutil.rmtree(request.folder / CACHE, ignore_errors=True)
+
+
+def _run(request: RunRequest, reporter: Reporter) -> Manifest:
+    def check() -> None:
+        if reporter.cancelled():
+            raise Cancelled
+
+    reporter.state("validating")
+    recipe, seed = request.recipe, seed_of(request)
+    start = origin.find(recipe.model, request.repository, request.backbones)
+    dataset = open_training_data(request, start)
+    modality = catalog.ARCHITECTURES[start.spec.architecture].modality
+    if dataset.kind != KIND[modality]:
+        raise ValueError(f"{request.training.filename} holds {dataset.kind}; {start.name} learns from {KIND[modality]}")
+    labels = dataset.labels
+    reading = origin.read(start, recipe, dataset, request.backbones)
+    for problem in dataset.problems[:MOST_PROBLEMS]:
+        reporter.event(f"left out {problem.place}: {problem.message}", level="warn", type="problem")
+    prepare = partial(
+        preprocess.prepare, spec=reading.input, tokenizer=reading.tokenizer, progress=Preparation(reporter)
+    )
+    items = prepare(dataset, folder=request.folder / CACHE / "training")
+    splits = split(dataset, recipe.data, seed, validation=request.validation is None)
+    train, validation, test = (items.select(rows) for rows in (splits.train, splits.validation, splits.test))
+    if request.validation is not None:
+        other = open_dataset(request.validation.path, request.validation.filename, recipe.data, labels)
+        report_leakage(dataset, other, reporter)
+        validation = prepare(other, folder=request.folder / CACHE / "validation")
+    if not len(validation):
+        raise ValueError(
+            f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
+            "give more data, or a validation file"
+        )
+    chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
+    objective = cross_entropy.build(recipe.objective, labels, train.targets)
+
+    reporter.state("running")
+    reporter.event(
+        f"{start.name} learns {len(labels)} classes from {len(train):,} items ({len(validation):,} for validation, "
+        f"{len(test):,} for testing): {chosen.epochs} epochs, batch {chosen.batch_size}, learning rate "
+        f"{chosen.learning_rate:.2g}, seed {seed}"
+    )
+    torch.manual_seed(seed)
+    network = origin.load(start, reading.spec, labels, request.backbones)
+    if isinstance(network.trunk, Perceptron) and start.folder is None:
+        network.trunk.standardize.fit(torch.from_numpy(train.batch(np.arange(len(train)))["vector"]))
+    settled = settle(recipe, chosen, seed)
+    result = trainer.fit(
+        network,
+        train,
+        validation,
+        objective,
+        recipe,
+        chosen,
+        seed=seed,
+        run=fingerprint(settled, request, start.name),
+        folder=request.folder / "checkpoints",
+        reporter=reporter,
+    )
+    if result.steps < result.planned:
+        reporter.event(f"stopped early after {result.steps:,} of {result.planned:,} steps")
+    held_out, which = (test, "test") if len(test) else (validation, "validation")
+    logits = evaluate(network, held_out, objective, 2 * chosen.batch_size, check).logits
+    found = report.evaluation(logits, held_out.targets, labels)
+    reporter.event(
+        f"accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f} on {found.samples:,} {which} items, with the "
+        f"weights of step {result.best_step:,}",
+        type="evaluation",
+        data=found.figures(),
+    )
+
+    reporter.state("exporting")
+
+    def tell(stage: str) -> None:
+        check()
+        reporter.event(stage)
+
+    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # which its stub lacks
+    return publish(
+        network,
+        name=request.name,
+        repository=request.repository,
+        input=reading.input,
+        labels=labels,
+        tokenizer=reading.tokenizer,
+        validation=(validation.batch(rows) for rows in evaluation_order(len(validation), PARITY_BATCH)),
+        metrics={**found.figures(), **{f"validation_{name}": value for name, value in result.best_metrics.items()}},
+        evaluation=found,
+        lineage=Lineage(
+            base_model=start.name,
+            job_id=request.job_id,
+            recipe=msgspec.to_builtins(settled),
+            training_sha256=request.training.sha256,
+            validation_sha256=request.validation.sha256 if request.validation else None,
+        ),
+        extra_files={"training_curve.png": curve.plot(result)},
+        progress=tell,
+    )
+
+
+class Preparation:
+    """Tells the reporter how far the data are prepared, every few seconds, and stops when the run is cancelled."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.told = time.monotonic()
+
+    def __call__(self, done: int, items: int) -> None:
+        if self.reporter.cancelled():
+            raise Cancelled
+        if time.monotonic() - self.told >= TOLD_SECONDS:
+            self.reporter.event(
+                f"prepared {done:,} of {items:,} items", type="preparation", data={"done": done, "items": items}
+            )
+            self.told = time.monotonic()
+
+
+def published_by(repository: Path, name: str, job_id: str) -> Manifest | None:
+    """The bundle that this job has published under `name`, if it has."""
+    for version in reversed(bundle.versions(repository, name)):
+        with suppress(DamagedBundle):
+            manifest = bundle.read_manifest(repository / name / str(version))
+            if manifest.lineage.job_id == job_id:
+                return manifest
+    return None
+
+
+def seed_of(request: RunRequest) -> int:
+    """The recipe's seed, else one that follows from the job: a job that is taken up again must have the same."""
+    if request.recipe.seed is not None:
+        return request.recipe.seed
+    return zlib.crc32((request.job_id or "").encode()) % 2**31
+
+
+def settle(recipe: Recipe, chosen: automatic.Chosen, seed: int) -> Recipe:
+    """The recipe with its seed and numbers in the place of "auto": what to run again for the same result."""
+    numbers = Hyperparameters(n_epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate)
+    return msgspec.structs.replace(recipe, seed=seed, method=None, hyperparameters=numbers)
+
+
+def fingerprint(settled: Recipe, request: RunRequest, start: str) -> str:
+    """What a checkpoint must agree in to be gone on from: recipe, data and the weights at the start."""
+    files = [request.training.sha256, request.validation.sha256 if request.validation else None]
+    return hashlib.sha256(msgspec.json.encode([settled, files, start])).hexdigest()
+
+
+def open_training_data(request: RunRequest, start: origin.Origin) -> Dataset:
+    """The training data; with the same labels as the published model it starts from, in that model's order."""
+    dataset = open_dataset(request.training.path, request.training.filename, request.recipe.data)
+    before = start.manifest.labels if start.manifest else []
+    if sorted(before) != sorted(dataset.labels):
+        return dataset
+    number = np.array([before.index(label) for label in dataset.labels], np.int64)
+    return replace(dataset, labels=before, targets=number[dataset.targets])
+
+
+def report_leakage(training: Dataset, validation: Dataset, reporter: Reporter) -> None:
+    """Say how many validation items are in the training data, too: the metrics would flatter."""
+    shared = leakage(training, validation)
+    if shared:
+        reporter.event(
+            f"{len(shared):,} of {len(validation):,} validation items are in the training file, too: the validation "
+            f"metrics will be too good. The first: {shared[0][1]} is {shared[0][0]} of the training file",
+            level="warn",
+            type="leakage",
+        )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,241 @@
+"""The training loop.
+
+One loop over optimizer steps. The random numbers of step k follow from (seed, k) and the order of epoch e from
+(seed, e), so a run that is interrupted anywhere and goes on from a checkpoint ends with the same weights, bit for bit
+on a CPU. On several processes (accelerate's launcher) each step's items are divided among them and their gradients
+summed, so a recipe trains the same network on one device or on eight; every process evaluates, the first one writes
+and reports.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from finetune import augmentation, automatic, checkpoint, optim
+from finetune.batches import steps_in_epoch, training_order
+from finetune.checkpoint import Checkpoint, Progress
+from finetune.evaluate import evaluate, figures
+from finetune.meter import Meter
+from finetune.objectives.cross_entropy import CrossEntropy
+from finetune.preprocess import Items, tensors
+from finetune.recipe import Recipe, Stopping
+from finetune.run_request import Cancelled, Reporter
+from models.network import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """steps: done, of `planned`. best_metrics: "loss", "accuracy", "macro_f1" on validation, after `best_step` steps.
+
+    curve, evaluations: as in `checkpoint.Progress`.
+    """
+
+    steps: int
+    planned: int
+    best_step: int
+    best_metrics: dict[str, float]
+    curve: list[dict[str, float]]
+    evaluations: list[dict[str, float]]
+
+
+def fit(
+    network: Network,
+    train: Items,
+    validation: Items,
+    objective: CrossEntropy,
+    recipe: Recipe,
+    chosen: automatic.Chosen,
+    *,
+    seed: int,
+    run: str,
+    folder: Path,
+    reporter: Reporter,
+) -> FitResult:
+    """Train `network` in place. It ends with the weights of its best evaluation, on the device it was trained on.
+
+    The best is the one with the best `recipe.stopping.metric`, or with the lowest validation loss when the recipe
+    does not stop early; of equals the first.
+
+    run: fingerprint of recipe and data; a checkpoint of the same run in `folder` is gone on from.
+    Raises Cancelled within a step of the reporter saying so, JobFailed when the loss is no longer a number,
+    ValueError for a recipe that cannot be followed (unknown block, precision the device does not have).
+    """
+    AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
+    accelerator = Accelerator(mixed_precision=automatic.precision(recipe.precision, PartialState().device))
+    network.to(accelerator.device)
+    if network.input_names == ("pixels",):
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
+    optimizer = optim.build(network, recipe.optimizer, recipe.transfer)
+    frozen = optim.frozen_blocks(network, recipe.transfer.freeze)
+    augment = augmentation.build(recipe.augmentation)
+
+    step_items = chosen.batch_size * recipe.gradient_accumulation
+    epoch_steps = steps_in_epoch(len(train), step_items)
+    steps = epoch_steps * chosen.epochs
+    evaluations = evaluation_positions(epoch_steps, recipe.evaluations_per_epoch)
+
+    progress, best = resume(network, optimizer, accelerator, folder, run, reporter)
+    meter = Meter(progress, steps, epoch_steps, reporter, accelerator.device)
+    first = progress.step
+    saved = time.monotonic()
+
+    def check() -> None:
+        if reporter.cancelled():
+            raise Cancelled
+
+    for step in range(first, first if progress.stopped else steps):
+        check()
+        epoch, position = divmod(step, epoch_steps)
+        if position == 0 or step == first:
+            order = training_order(len(train), step_items, seed, epoch, train.lengths)
+            if recipe.transfer.unfreeze_epoch is not None and epoch >= recipe.transfer.unfreeze_epoch:
+                frozen = []
+            optim.set_mode(network, frozen)
+            if step == first or epoch == recipe.transfer.unfreeze_epoch:
+                accelerator.free_memory()  # DDP's hooks are for the parameters that learned when it was made
+                model, stepper = accelerator.prepare(network, optimizer)
+
+        rate = optim.learning_rate(recipe.schedule, chosen.learning_rate, step, steps)
+        optim.set_learning_rate(optimizer, rate)
+        seed_generators(accelerator.device, seed, step, accelerator.process_index)
+        loss, weight = gradients(accelerator, model, objective, train, order[position], recipe, augment)
+        norm = None
+        if recipe.gradient_clip is not None:
+            norm = accelerator.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+        stepper.step()
+        stepper.zero_grad()
+
+        progress.step = step + 1
+        meter.add(loss, weight, len(order[position]), rate, norm)
+        if position + 1 in evaluations:
+            with meter.paused():
+                share_buffers(accelerator, network)
+                found = figures(evaluate(network, validation, objective, 2 * chosen.batch_size, check), validation)
+                optim.set_mode(network, frozen)
+            meter.evaluated(found)
+            if judge(progress, found, recipe.stopping):
+                best = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
+        ended = progress.stopped or progress.step == steps
+        if accelerator.is_main_process and (ended or time.monotonic() - saved >= recipe.checkpoint_seconds):
+            with meter.paused():
+                progress.loss_sum = float(meter.loss_sum)
+                progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+                path = checkpoint.save(
+                    folder, Checkpoint(progress, network.state_dict(), optim.state_tensors(optimizer), best)
+                )
+            reporter.checkpoint(progress.step, path, progress.best_metrics)
+            saved = time.monotonic()
+        if ended:
+            break
+
+    accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    network.load_state_dict(best)
+    network.eval()
+    return FitResult(
+        steps=progress.step,
+        planned=steps,
+        best_step=progress.best_step,
+        best_metrics=progress.best_metrics,
+        curve=progress.curve,
+        evaluations=progress.evaluations,
+    )
+
+
+def gradients(
+    accelerator: Accelerator,
+    model: nn.Module,
+    objective: CrossEntropy,
+    items: Items,
+    positions: np.ndarray,
+    recipe: Recipe,
+    augment: augmentation.Augment | None,
+) -> tuple[Tensor, float]:
+    """Add the gradients of the mean loss over `positions`, this process's share of them piece by piece.
+
+    Returns the sum of the loss over all of them, and the weight that makes it a mean. Every piece is divided by the
+    weight of the whole step, so that accumulating changes memory and nothing else.
+    """
+    weight = objective.weight(torch.from_numpy(items.targets[positions]))
+    mine = np.array_split(positions, accelerator.num_processes)[accelerator.process_index]
+    pieces = [piece for piece in np.array_split(mine, recipe.gradient_accumulation) if len(piece)]
+    total = torch.zeros((), device=accelerator.device)
+    for piece in pieces:
+        inputs = tensors(items.batch(piece), accelerator.device)
+        if augment is not None:
+            inputs = [augment(inputs[0])]
+        targets = torch.from_numpy(items.targets[piece]).to(accelerator.device)
+        with nullcontext() if piece is pieces[-1] else accelerator.no_sync(model):
+            loss = objective.loss(model(*inputs), targets)
+            # Processes average their gradients; their number undoes it.
+            accelerator.backward(loss * (accelerator.num_processes / weight))
+        total += loss.detach()
+    return accelerator.reduce(total, "sum"), weight
+
+
+def evaluation_positions(epoch_steps: int, evaluations: int) -> set[int]:
+    """After how many steps of an epoch the validation split is measured: evenly spread, the last step always."""
+    return {math.ceil(epoch_steps * i / evaluations) for i in range(1, evaluations + 1)}
+
+
+def judge(progress: Progress, found: dict[str, float], stopping: Stopping | None) -> bool:
+    """Whether `found` is the best evaluation so far; sets `progress.stopped` when patience is at its end."""
+    metric = stopping.metric if stopping else "loss"
+    score = -found[metric] if metric == "loss" else found[metric]
+    if stopping is not None:
+        if progress.reference is None or score > progress.reference + stopping.min_delta:
+            progress.reference, progress.stale = score, 0
+        else:
+            progress.stale += 1
+        progress.stopped = progress.stale >= stopping.patience
+    if progress.best is not None and score <= progress.best:
+        return False
+    progress.best, progress.best_step, progress.best_metrics = score, progress.step, found
+    return True
+
+
+def seed_generators(device: torch.device, seed: int, step: int, process: int) -> None:
+    """Independent random numbers for every step and process (numpy's SeedSequence mixes the three).
+
+    Only those of the devices in use: torch.manual_seed keeps a growing list of calls for each kind that is absent.
+    """
+    mixed = int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(mixed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(mixed)
+
+
+def share_buffers(accelerator: Accelerator, network: Network) -> None:
+    """Give every process the first one's running statistics, so that all evaluate the same network."""
+    if accelerator.num_processes > 1:
+        broadcast(list(network.buffers()))
+
+
+def resume(
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    folder: Path,
+    run: str,
+    reporter: Reporter,
+) -> tuple[Progress, dict[str, Tensor]]:
+    """Put back the newest checkpoint of this run, if there is one: where it stood, and its best weights."""
+    found = checkpoint.load(folder, run, lambda why: reporter.event(why, level="warn"))
+    if found is None:
+        return Progress(run=run), {}
+    network.load_state_dict(found.weights)
+    optim.load_state_tensors(optimizer, found.optimizer)
+    if accelerator.scaler is not None and found.progress.scaler:
+        accelerator.scaler.load_state_dict(found.progress.scaler)
+    reporter.event(f"going on from the checkpoint of step {found.progress.step}")
+    return found.progress, found.best
