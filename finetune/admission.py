@@ -163,3 +163,24 @@ def published_name(recipe: Recipe, stem: str) -> str:
 def quoted(labels: list[str]) -> str:
     shown = ", ".join(labels[:10])
     return shown if len(labels) <= 10 else f"{shown} and {len(labels) - 10} more"
+
+
+class Trainable(msgspec.Struct, frozen=True):
+    """Something a recipe's `model` may name."""
+
+    name: str
+    modality: Modality | None
+    description: str
+
+
+def trainable(backbones: Mapping[str, str]) -> list[Trainable]:
+    """Packaged backbones that are installed, the operator's own, and architectures that train from random weights."""
+    found = [
+        Trainable(b.name, ARCHITECTURES[b.architecture].modality, b.description)
+        for b in BACKBONES.values()
+        if package_folder(b.package) is not None
+    ]
+    found += [Trainable(name, folder_modality(Path(place)), place) for name, place in sorted(backbones.items())]
+    # An encoder of transformers is known by its weights only.
+    scratch = [card for card in ARCHITECTURES.values() if not card.name.endswith("_encoder")]
+    return found + [Trainable(card.name, card.modality, card.description) for card in scratch]

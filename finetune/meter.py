@@ -40,6 +40,7 @@ class Meter:
         self.first = progress.step
         self.began = self.reported = time.monotonic()
         self.items = 0
+        self.pace = 0.0
 
     def add(self, loss: Tensor, weight: float, items: int, rate: float, gradient_norm: Tensor | None) -> None:
         """After a step: `loss` is the sum over its `items`, `weight` what it is divided by.
@@ -80,6 +81,8 @@ class Meter:
 
     def report(self, validation: dict[str, float]) -> None:
         now = time.monotonic()
+        if self.items:
+            self.pace = self.items / max(now - self.reported, 1e-9)
         done = self.progress.step - self.first
         self.reporter.metrics(
             self.progress.step,
@@ -88,7 +91,7 @@ class Meter:
             train_loss=self.train_loss(),
             learning_rate=self.rate,
             gradient_norm=None if self.gradient_norm is None else float(self.gradient_norm),
-            samples_per_second=self.items / max(now - self.reported, 1e-9),
+            samples_per_second=self.pace,
             # Evaluations and checkpoints so far are in the time a step took so far.
             eta_seconds=(now - self.began) / done * (self.steps - self.progress.step),
             **validation,

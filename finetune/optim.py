@@ -22,7 +22,12 @@ def build(network: Network, section: AdamW | Sgd, transfer: Transfer) -> torch.o
     groups = parameter_groups(network, section.weight_decay, transfer.layer_decay)
     if isinstance(section, AdamW):
         return torch.optim.AdamW(groups, lr=0.0, betas=(section.beta1, section.beta2), eps=section.epsilon, fused=True)
-    return torch.optim.SGD(groups, lr=0.0, momentum=section.momentum, nesterov=section.nesterov, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=section.momentum, nesterov=section.nesterov, fused=True)
+    if section.momentum:
+        # Its fused kernel cannot start the momentum of some parameters, released ones, later than that of others.
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def parameter_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

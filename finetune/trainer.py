@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
@@ -71,8 +71,7 @@ def fit(
     Raises Cancelled within a step of the reporter saying so, JobFailed when the loss is no longer a number,
     ValueError for a recipe that cannot be followed (unknown block, precision the device does not have).
     """
-    AcceleratorState._reset_state()  # it outlives an Accelerator, and refuses another precision
-    accelerator = Accelerator(mixed_precision=automatic.precision(recipe.precision, PartialState().device))
+    accelerator = accelerate(recipe.precision)
     network.to(accelerator.device)
     if network.input_names == ("pixels",):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
@@ -150,6 +149,14 @@ def fit(
         curve=progress.curve,
         evaluations=progress.evaluations,
     )
+
+
+def accelerate(precision: str) -> Accelerator:
+    """An Accelerator of the recipe's precision. Raises ValueError when the device does not have it."""
+    AcceleratorState._reset_state()  # it outlives its Accelerator, and refuses another precision
+    device = Accelerator().device
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=automatic.precision(precision, device))
 
 
 def gradients(

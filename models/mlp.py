@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,7 @@ class Perceptron(Trunk):
         super().__init__()
         self.standardize = Standardize(features)
         widths = (features, *hidden)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -52,7 +54,7 @@ class Perceptron(Trunk):
         return [(f"hidden.{i}", layer) for i, layer in enumerate(self.layers)]
 
     def forward(self, vector: Tensor) -> Tensor:
-        activation = self.standardize(vector)
+        activation: Tensor = self.standardize(vector)
         for i, layer in enumerate(self.layers):
             # The last layer's dropout is the head's own.
             activation = torch.relu(layer(self.dropout(activation) if i else activation))

@@ -70,7 +70,9 @@ def complete(spec: ModelSpec, backbones: Mapping[str, str] = NO_BACKBONES) -> Mo
     images = _reads_images(config)
     if images != isinstance(parameters, catalog.ImageEncoderParameters):
         kind = "images" if images else "text"
-        raise ValueError(f"weights {spec.weights!r}: a {config['model_type']} for {kind} does not fit {spec.architecture}")
+        raise ValueError(
+            f"weights {spec.weights!r}: a {config['model_type']} for {kind} does not fit {spec.architecture}"
+        )
     filled = {**spec.hyperparameters, "config": config}
     if isinstance(parameters, catalog.ImageEncoderParameters):
         filled = {**_preprocessing(_place(spec.weights, backbones), config), **filled}
@@ -97,7 +99,9 @@ def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKB
         raise ValueError(f"weights {weights!r} cannot be loaded: {error}") from error
     inner = {f"trunk.encoder.{name}": tensor for name, tensor in source.state_dict().items()}
     own = {name for name in network.state_dict() if name.startswith("trunk.encoder.")}
-    _fill(network, {name: tensor for name, tensor in inner.items() if name in own}, weights, ("head.", "trunk.normalize."))
+    _fill(
+        network, {name: tensor for name, tensor in inner.items() if name in own}, weights, ("head.", "trunk.normalize.")
+    )
 
 
 def tokenizer_json(weights: str, backbones: Mapping[str, str] = NO_BACKBONES) -> tuple[bytes, int]:
@@ -187,4 +191,3 @@ def _fill(network: Network, state: Mapping[str, Tensor], weights: str, optional:
     if missing:
         raise ValueError(f"weights {weights!r} lack {len(missing)} tensors of the network, {missing[0]} among them")
     network.load_state_dict(dict(state), strict=False)
-

@@ -1,0 +1,82 @@
+"""The application: its routes, what they share, and the order in which it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.openapi import OpenAPIConfig
+
+from finetune.data.files import FileStore
+from finetune.jobs.executors.local import LocalExecutor
+from finetune.jobs.store import JobStore
+from server.errors import exception_handlers
+from server.metrics import Metrics
+from server.routes import docs, files, health, inference, jobs, models
+from server.runtime.repository import Repository
+from server.settings import Settings
+
+log = logging.getLogger("espalier.app")
+
+VERSION = "0.1.0"
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The application for `settings`. Nothing is opened before its lifespan starts."""
+    state = State({"settings": settings, "metrics": Metrics(), "stopping": asyncio.Event()})
+    return Litestar(
+        route_handlers=[
+            *inference.handlers,
+            *files.handlers,
+            *jobs.handlers,
+            *models.handlers,
+            *health.handlers,
+            *docs.handlers,
+        ],
+        state=state,
+        lifespan=[lifespan],
+        exception_handlers=exception_handlers,
+        openapi_config=OpenAPIConfig(title="Espalier", version=VERSION, path="/openapi", render_plugins=[]),
+        request_max_body_size=settings.max_body_bytes,
+        logging_config=None,
+    )
+
+
+@asynccontextmanager
+async def lifespan(app: Litestar) -> AsyncIterator[None]:
+    """Open the job store, sweep what a crash left, load the models, start the worker; and back in reverse."""
+    settings: Settings = app.state.settings
+    metrics: Metrics = app.state.metrics
+    settings.home.mkdir(parents=True, exist_ok=True)
+    store = await asyncio.to_thread(JobStore, settings.database)
+    file_store = FileStore(settings.home / "files")
+    known = [record.id for record in (await asyncio.to_thread(store.list_files, limit=10_000_000))[0]]
+    await asyncio.to_thread(file_store.sweep, known)
+    repository = Repository(settings, metrics)
+    app.state.store, app.state.files, app.state.repository = store, file_store, repository
+    metrics.jobs.states, metrics.jobs.training = store.counts_by_state, store.running_metrics
+    await repository.start()
+    executor = None
+    if settings.worker and importlib.util.find_spec("torch") is None:
+        log.warning("torch is not installed here: models are served, jobs wait for a worker elsewhere")
+    elif settings.worker:
+        executor = LocalExecutor(
+            database=settings.database,
+            home=settings.home,
+            repository=settings.repository,
+            backbones=settings.backbones,
+        )
+        await executor.start()
+    app.state.executor = executor
+    try:
+        yield
+    finally:
+        if executor is not None:
+            await executor.stop()
+        await repository.stop()
+        await asyncio.to_thread(store.close)

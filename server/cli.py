@@ -1,0 +1,124 @@
+"""`espalier serve | finetune RECIPE.yaml | export MODEL | models | config`.
+
+`finetune` and `export` need torch, which the server must not import: they are named here and imported when asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from server.settings import FIELDS, FILE_VARIABLE, Loaded, SettingsError, flag_of, load
+
+# Command → "module:function" with the signature (arguments, repository, backbones, home) -> exit status.
+TRAINING_COMMANDS = {"finetune": "finetune.command:finetune", "export": "finetune.command:export"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status (2: the command line or a setting is wrong)."""
+    parsed = parser().parse_args(arguments)
+    try:
+        loaded = load(given_flags(parsed), os.environ, config_file(parsed.config))
+    except SettingsError as error:
+        print(f"espalier: {error}", file=sys.stderr)
+        return 2
+    for name in loaded.unknown:
+        print(f"espalier: {name} is no setting and has no effect; see `espalier config`", file=sys.stderr)
+    if parsed.command in TRAINING_COMMANDS:
+        return run_training_command(parsed, loaded)
+    return {"serve": serve, "models": models, "config": config}[parsed.command](loaded)
+
+
+def parser() -> argparse.ArgumentParser:
+    settings = argparse.ArgumentParser(add_help=False)
+    group = settings.add_argument_group("settings", "each is also an ESPALIER_* variable and a key of the TOML file")
+    group.add_argument("--config", type=Path, metavar="FILE", help=f"TOML file (or {FILE_VARIABLE}; ./espalier.toml)")
+    for field, annotation in FIELDS.items():
+        kind, meta = typing.get_args(annotation)
+        options: dict[str, Any] = {"dest": field, "default": argparse.SUPPRESS, "help": meta.description}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["metavar"] = "VALUE"
+        group.add_argument(flag_of(field), **options)
+    whole = argparse.ArgumentParser(prog="espalier", description="Fine-tune networks over HTTP and serve them.")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, words: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, parents=[settings], help=words, description=words)
+
+    command("serve", "run the HTTP server")
+    finetune = command("finetune", "run one recipe here; the same command goes on after an interruption")
+    finetune.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="its files are paths relative to it")
+    export = command("export", "publish a backbone as it is, without training")
+    export.add_argument("model", metavar="MODEL", help="a backbone's name, a folder or a hub id")
+    export.add_argument("--name", help="name to publish under; the model's own by default")
+    command("models", "list what can be fine-tuned and what is published")
+    command("config", "print every setting and where it comes from")
+    return whole
+
+
+def given_flags(parsed: argparse.Namespace) -> dict[str, Any]:
+    return {field: value for field, value in vars(parsed).items() if field in FIELDS}
+
+
+def config_file(flag: Path | None) -> Path | None:
+    """--config, or ESPALIER_CONFIG, or espalier.toml in the working directory when it is there."""
+    if flag is not None:
+        return flag
+    if os.environ.get(FILE_VARIABLE):
+        return Path(os.environ[FILE_VARIABLE])
+    usual = Path("espalier.toml")
+    return usual if usual.is_file() else None
+
+
+def serve(loaded: Loaded) -> int:
+    from server.serve import serve
+
+    return serve(loaded.settings)
+
+
+def run_training_command(parsed: argparse.Namespace, loaded: Loaded) -> int:
+    if importlib.util.find_spec("torch") is None:
+        words = "needs the training packages; install them with `pip install 'espalier[train]'`"
+        print(f"espalier {parsed.command}: {words}", file=sys.stderr)
+        return 1
+    module, _, function = TRAINING_COMMANDS[parsed.command].partition(":")
+    run: Callable[..., int] = getattr(importlib.import_module(module), function)
+    settings = loaded.settings
+    if parsed.command == "finetune":
+        return run(parsed.recipe, home=settings.home, repository=settings.repository, backbones=settings.backbones)
+    return run(parsed.model, name=parsed.name, repository=settings.repository, backbones=settings.backbones)
+
+
+def models(loaded: Loaded) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from server.routes.models import listing
+
+    table = Table("model", "status", "reads", "task", "version", "what it is")
+    for model in listing(loaded.settings):
+        version = "" if model.version is None else str(model.version)
+        table.add_row(model.id, model.status, model.modality or "?", model.task or "", version, model.description)
+    Console().print(table)
+    return 0
+
+
+def config(loaded: Loaded) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("setting", "value", "from", "what it is")
+    for field, annotation in FIELDS.items():
+        value = getattr(loaded.settings, field)
+        table.add_row(field, str(value), loaded.sources[field], typing.get_args(annotation)[1].description)
+    Console().print(table)
+    return 0

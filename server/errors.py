@@ -1,0 +1,119 @@
+"""Every error leaves the server as OpenAI's error object: {"error": {"message", "type", "param", "code"}}.
+
+Routes raise ApiError; what Litestar, msgspec or `export.processing` raise is turned into the same body here. What
+nobody foresaw is a 500 that names the request's id; its traceback goes to the log and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+from litestar.types import ExceptionHandlersMap
+
+from export.processing.inputs import BadInput
+
+log = logging.getLogger("espalier.errors")
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """`type` is the kind (invalid_request_error, rate_limit_error, server_error), `param` the field that is wrong,
+    `code` a word for programs."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An error the client is told about: HTTP status, message, and OpenAI's fields. `type` follows from the status
+    when it is not given; `headers` go into the response (Retry-After, Allow, ...)."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorBody(ErrorDetail(message=message, type=type or type_of(status), param=param, code=code))
+        self.headers = headers or {}
+
+    def encoded(self) -> bytes:
+        """The response body, for handlers that write it themselves."""
+        return msgspec.json.encode(self.body)
+
+
+def type_of(status: int) -> str:
+    """OpenAI's error type for an HTTP status."""
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+
+
+def request_id(scope: Any) -> str:
+    """The id of the request in an ASGI scope; given out on first use where no RequestLog stands in front."""
+    state: dict[str, Any] = scope.setdefault("state", {})
+    found: str = state.setdefault("request_id", uuid4().hex)
+    return found
+
+
+def from_litestar(error: HTTPException) -> ApiError:
+    """Litestar's exception in our words; validation errors name their fields: "optimizer.momentum: Expected ..."."""
+    extra = error.extra if isinstance(error.extra, list) else []
+    problems = [problem for problem in extra if isinstance(problem, dict) and "message" in problem]
+    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() != "content-type"}
+    if not problems:
+        message = error.detail or HTTPStatus(error.status_code).phrase
+        return ApiError(error.status_code, message, headers=headers)
+    named = [f"{p['key']}: {p['message']}" if p.get("key") else str(p["message"]) for p in problems]
+    return ApiError(error.status_code, "; ".join(named), param=problems[0].get("key") or None, headers=headers)
+
+
+def respond(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
+    headers = {**error.headers, "x-request-id": request_id(request.scope)}
+    return Response(error.encoded(), status_code=error.status, media_type="application/json", headers=headers)
+
+
+def on_api_error(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
+    return respond(request, error)
+
+
+def on_bad_input(request: Request[Any, Any, Any], error: BadInput) -> Response[bytes]:
+    return respond(request, ApiError(HTTPStatus.BAD_REQUEST, str(error)))
+
+
+def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return on_unexpected(request, error)
+    return respond(request, from_litestar(error))
+
+
+def on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    identity = request_id(request.scope)
+    log.error("%s %s failed, request %s", request.method, request.url.path, identity, exc_info=error)
+    message = f"The server failed to answer; its log has the cause under request id {identity}."
+    return respond(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, message, code="internal_error"))
+
+
+exception_handlers: ExceptionHandlersMap = {
+    ApiError: on_api_error,
+    BadInput: on_bad_input,
+    HTTPException: on_http_exception,
+    Exception: on_unexpected,
+}

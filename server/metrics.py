@@ -1,0 +1,137 @@
+"""What the server counts and measures, in Prometheus's terms: espalier_<noun>_<unit>[_total], seconds and bytes.
+
+Figures of the hot path are plain numbers that only the event loop touches, turned into metrics when they are asked
+for: a histogram of prometheus-client costs microseconds an observation, a list and a bisection a tenth of that.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Distribution:
+    """One histogram's numbers. Not for threads: the event loop alone observes."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class Histograms:
+    """A family of distributions by label values; a collector of prometheus-client."""
+
+    def __init__(self, name: str, words: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
+        self.name, self.words, self.label_names, self.bounds = name, words, labels, bounds
+        self.children: dict[tuple[str, ...], Distribution] = {}
+
+    def labels(self, *values: str) -> Distribution:
+        """The distribution of these label values; keep it and observe on it."""
+        return self.children.setdefault(values, Distribution(self.bounds))
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self.name, self.words, labels=self.label_names)
+        for values, child in list(self.children.items()):
+            total, buckets = 0, []
+            for bound, count in zip([*map(str, map(float, self.bounds)), "+Inf"], child.counts, strict=True):
+                total += count
+                buckets.append((bound, total))
+            family.add_metric(values, buckets, child.sum)
+        yield family
+
+
+class JobGauges:
+    """Gauges read from the job store when they are asked for: it is written by another process."""
+
+    def __init__(self) -> None:
+        self.states: Callable[[], Mapping[str, int]] | None = None
+        self.training: Callable[[], Mapping[str, Mapping[str, float]]] | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = Metric("espalier_jobs", "fine-tuning jobs in a state", "gauge")
+        for state, count in (self.states() if self.states else {}).items():
+            jobs.add_sample("espalier_jobs", {"state": state}, count)
+        yield jobs
+        figures: dict[str, Metric] = {
+            name: Metric(f"espalier_training_{name}", words, "gauge")
+            for name, words in (
+                ("loss", "training loss of a running job"),
+                ("samples_per_second", "training items a second of a running job"),
+            )
+        }
+        for job, values in (self.training() if self.training else {}).items():
+            for name, metric in figures.items():
+                if name in values:
+                    metric.add_sample(f"espalier_training_{name}", {"job": job}, values[name])
+        yield from figures.values()
+
+
+class Metrics:
+    """All metrics of one server, in a registry of its own. Attributes are the families."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        model, version = ["model", "version"], ["model", "version"]
+        self.requests: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        self.latency = Histograms(
+            "espalier_request_seconds", "inference requests from first byte to answer", model, SECONDS
+        )
+        self.stages = Histograms(
+            "espalier_stage_seconds", "time in decode, queue, inference and encode", [*version, "stage"], SECONDS
+        )
+        self.batches = Histograms("espalier_batch_rows", "rows that ran together", version, ROWS)
+        self.queue: dict[tuple[str, str], Callable[[], int]] = {}
+        self.model_info = Gauge(
+            "espalier_model_info",
+            "1 for every loaded model; its version, task and ONNX Runtime provider",
+            ["model", "version", "task", "provider"],
+            registry=self.registry,
+        )
+        self.load_seconds = Gauge(
+            "espalier_model_load_seconds", "time to verify, load and warm up", version, registry=self.registry
+        )
+        self.refused = Counter(
+            "espalier_bundles_refused_total",
+            "versions that were damaged or did not load",
+            model[:1],
+            registry=self.registry,
+        )
+        self.jobs = JobGauges()
+        for collector in (self.latency, self.stages, self.batches, self.jobs, self):
+            self.registry.register(collector)
+
+    def collect(self) -> Iterator[Metric]:
+        """The counters of requests and the depth of every queue."""
+        requests = Metric("espalier_requests", "inference requests by outcome (HTTP status)", "counter")
+        for (route, name, status), count in list(self.requests.items()):
+            labels = {"route": route, "model": name, "outcome": status}
+            requests.add_sample("espalier_requests_total", labels, count)
+        depth = Metric("espalier_queue_rows", "rows waiting for a run", "gauge")
+        for (name, number), waiting in list(self.queue.items()):
+            depth.add_sample("espalier_queue_rows", {"model": name, "version": number}, waiting())
+        yield requests
+        yield depth
+
+    def render(self) -> bytes:
+        """The exposition format's text."""
+        return generate_latest(self.registry)

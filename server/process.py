@@ -1,0 +1,30 @@
+"""This process as the operating system sees it: how long it has run, and the memory it holds."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+IMPORTED = time.monotonic()
+
+
+def age_seconds() -> float:
+    """Seconds since the process was created; since this module's import where there is no /proc."""
+    try:
+        # The second field may hold spaces and brackets, so count from behind it; the start time is field 22, in ticks.
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return time.monotonic() - IMPORTED
+
+
+def resident_bytes() -> int:
+    """Resident memory now; its highest value so far where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,224 @@
+"""Dynamic batching: what arrives while a batch runs is the next batch.
+
+Nothing waits while the session is idle. Rows of several requests run together, each request gets its own rows back,
+and a request that is past its deadline or whose client has gone is dropped before it costs a run. Where a full batch
+takes less than a hop to another thread and back, it runs on the event loop itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from server.metrics import Distribution
+
+# A batch is filled with rows of other lengths while less than this share of it is padding.
+MOST_PADDING = 0.25
+# How many waiting rows are looked at for rows of alike length, in batches.
+LOOK_AHEAD = 8
+
+# Rows as the pre-processor made them, and the outputs that somebody wants → one array [rows, ...] an output.
+Run = Callable[[list[Any], list[str]], dict[str, np.ndarray]]
+
+
+class QueueFull(Exception):
+    """As many rows wait as may; come back in `retry_after` seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("the queue of this model is full")
+        self.retry_after = retry_after
+
+
+class DeadlinePassed(Exception):
+    """The request waited until its deadline and was not run."""
+
+
+class RunFailed(Exception):
+    """The session could not run the batch."""
+
+
+class Ticket:
+    """One request in the queue. `future` gives one array a row, in the order of the rows."""
+
+    __slots__ = ("deadline", "future", "inference", "open", "output", "queued", "results", "started")
+
+    def __init__(self, future: asyncio.Future[list[np.ndarray]], rows: int, output: str, deadline: float) -> None:
+        self.future = future
+        self.results: list[Any] = [None] * rows
+        self.open = rows
+        self.output = output
+        self.deadline = deadline
+        self.queued = time.perf_counter()
+        self.started = 0.0
+        self.inference = 0.0
+
+
+Row = tuple[Ticket, int, Any]
+
+
+class Batcher:
+    """The queue in front of one session. Lives on the event loop it was made on."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        max_batch_size: int,
+        max_queue_delay: float,
+        queue_limit: int,
+        inline: bool,
+        length: Callable[[Any], int] | None,
+        batches: Distribution,
+        queue_seconds: Distribution,
+        inference_seconds: Distribution,
+    ) -> None:
+        """max_queue_delay: seconds an incomplete batch waits for more. length: of a row, for grouping; None: all alike.
+        inline: run on the event loop."""
+        self.run = run
+        self.max_batch_size = max_batch_size
+        self.max_queue_delay = max_queue_delay
+        self.queue_limit = queue_limit
+        self.length = length
+        self.batches, self.queue_seconds, self.inference_seconds = batches, queue_seconds, inference_seconds
+        self.loop = asyncio.get_running_loop()
+        self.waiting: deque[Row] = deque()
+        self.running = False
+        self.scheduled = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.run_seconds = 0.01  # of late, smoothed
+        self.executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="session")
+
+    def submit(self, rows: Sequence[Any], output: str, deadline: float) -> Ticket:
+        """Queue the rows of a request. deadline: on time.perf_counter's clock. Raises QueueFull.
+
+        The future of the ticket raises DeadlinePassed or RunFailed; cancelling it takes the request out of the queue.
+        """
+        if len(self.waiting) + len(rows) > self.queue_limit:
+            batches = len(self.waiting) / self.max_batch_size
+            raise QueueFull(max(1, round(batches * self.run_seconds)))
+        ticket = Ticket(self.loop.create_future(), len(rows), output, deadline)
+        for i, row in enumerate(rows):
+            self.waiting.append((ticket, i, row))
+        self._schedule()
+        return ticket
+
+    def depth(self) -> int:
+        """Rows that wait."""
+        return len(self.waiting)
+
+    def _schedule(self) -> None:
+        """See to it that the waiting rows are run."""
+        if self.running or self.scheduled:
+            return
+        if self.max_queue_delay and len(self.waiting) < self.max_batch_size:
+            if self.timer is None:
+                self.timer = self.loop.call_later(self.max_queue_delay, self._start)
+            return
+        # At the end of this turn of the loop: with it go the requests that the same poll brought.
+        self.scheduled = True
+        self.loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        self.scheduled = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.running:
+            return
+        batch = self._next_batch()
+        if not batch:
+            return
+        now = time.perf_counter()
+        for ticket, _, _ in batch:
+            if ticket.started == 0.0:
+                ticket.started = now
+                self.queue_seconds.observe(now - ticket.queued)
+        self.batches.observe(len(batch))
+        outputs = sorted({ticket.output for ticket, _, _ in batch})
+        if self.executor is None:
+            self._finish(batch, *self._work(batch, outputs))
+            return
+        self.running = True
+        self.executor.submit(self._work_elsewhere, batch, outputs)
+
+    def _work(
+        self, batch: list[Row], outputs: list[str]
+    ) -> tuple[dict[str, np.ndarray] | None, Exception | None, float]:
+        start = time.perf_counter()
+        try:
+            return self.run([row for _, _, row in batch], outputs), None, time.perf_counter() - start
+        except Exception as error:  # whatever it is, this batch has failed and the next may not
+            return None, error, time.perf_counter() - start
+
+    def _work_elsewhere(self, batch: list[Row], outputs: list[str]) -> None:
+        done = self._work(batch, outputs)
+        self.loop.call_soon_threadsafe(self._finish, batch, *done)
+
+    def _finish(
+        self, batch: list[Row], found: dict[str, np.ndarray] | None, error: Exception | None, seconds: float
+    ) -> None:
+        self.running = False
+        self.inference_seconds.observe(seconds)
+        self.run_seconds += 0.2 * (seconds - self.run_seconds)
+        if self.waiting:
+            if self.executor is None:
+                self._schedule()  # the loop turns once, and may bring more
+            else:
+                self._start()  # the session is idle: its next batch comes before the answers of this one
+        for place, (ticket, i, _) in enumerate(batch):
+            if ticket.future.done():
+                continue
+            if found is None:
+                failure = RunFailed(str(error))
+                failure.__cause__ = error
+                ticket.future.set_exception(failure)
+                continue
+            ticket.results[i] = found[ticket.output][place]
+            ticket.open -= 1
+            ticket.inference += seconds
+            if ticket.open == 0:
+                ticket.future.set_result(ticket.results)
+
+    def _next_batch(self) -> list[Row]:
+        """The oldest row and as many more as fit, taken off the queue; requests that need no run are dropped."""
+        now = time.perf_counter()
+        batch: list[Row] = []
+        most = self.max_batch_size if self.length is None else LOOK_AHEAD * self.max_batch_size
+        while self.waiting and len(batch) < most:
+            row = self.waiting.popleft()
+            ticket = row[0]
+            if ticket.future.done():
+                continue  # cancelled, or failed with another row
+            if now > ticket.deadline:
+                ticket.future.set_exception(DeadlinePassed())
+                continue
+            batch.append(row)
+        if self.length is None or len(batch) <= 1:
+            return batch
+        chosen = alike([self.length(row) for _, _, row in batch], self.max_batch_size)
+        taken = set(chosen)
+        self.waiting.extendleft(row for i, row in reversed(list(enumerate(batch))) if i not in taken)
+        return [batch[i] for i in chosen]
+
+
+def alike(lengths: Sequence[int], most: int) -> list[int]:
+    """Numbers of up to `most` rows to run together: row 0, the oldest, and those nearest to it in length, for as long
+    as no more than a quarter of the padded batch is padding (MOST_PADDING)."""
+    by_distance = sorted(range(1, len(lengths)), key=lambda i: abs(lengths[i] - lengths[0]))
+    chosen, longest, total = [0], lengths[0], lengths[0]
+    for i in by_distance:
+        if len(chosen) == most:
+            break
+        new_longest = max(longest, lengths[i])
+        padded = new_longest * (len(chosen) + 1)
+        if padded - total - lengths[i] > MOST_PADDING * padded:
+            continue
+        chosen.append(i)
+        longest, total = new_longest, total + lengths[i]
+    return chosen

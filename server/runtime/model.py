@@ -1,0 +1,128 @@
+"""A loaded model: a verified bundle, its session, its pre- and post-processing and the queue in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import bundle
+from export.bundle import Manifest
+from export.processing.answers import softmax
+from export.processing.inputs import ImageInput, TextInput, VectorInput
+from export.processing.text import TextProcessor, pad
+from server.metrics import Metrics
+from server.runtime.batcher import Batcher
+from server.runtime.session import Session
+from server.settings import Settings
+
+# A full batch that is done sooner than this runs on the event loop: handing it over and back costs about as much.
+INLINE_SECONDS = 0.001
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a thread has prepared, before the event loop puts a queue in front of it."""
+
+    manifest: Manifest
+    session: Session
+    texts: TextProcessor | None
+    inline: bool
+    seconds: float
+
+
+def load(folder: Path, settings: Settings) -> Loaded:
+    """Verify and load a bundle and run it once at batch 1 and full. Raises DamagedBundle or what the session raises."""
+    start = time.perf_counter()
+    manifest = bundle.verify(folder)
+    session = Session(folder / "model.onnx", settings.providers, settings.intra_op_threads)
+    texts = None
+    if isinstance(manifest.input, TextInput):
+        try:
+            texts = TextProcessor(manifest.input, (folder / manifest.input.tokenizer).read_bytes())
+        except (OSError, ValueError) as error:
+            raise bundle.DamagedBundle(f"{folder}: {error}") from error
+    outputs = [output.name for output in manifest.outputs]
+    times = []
+    for rows in (
+        1,
+        manifest.batching.max_batch_size,
+        manifest.batching.max_batch_size,
+        manifest.batching.max_batch_size,
+    ):
+        began = time.perf_counter()
+        session.run(_blank(manifest, rows), outputs)
+        times.append(time.perf_counter() - began)
+        if times[-1] > 100 * INLINE_SECONDS:
+            break  # one look is enough to know that it is slow
+    inline = statistics.median(times[1:] or times) < INLINE_SECONDS and not session.on_device
+    return Loaded(manifest, session, texts, inline, time.perf_counter() - start)
+
+
+class Model:
+    """One version of one model, ready to answer. It lives for as long as somebody holds it: a request that began
+    before a newer version came is answered by this one, and with the last of them its session is freed."""
+
+    def __init__(self, loaded: Loaded, metrics: Metrics, settings: Settings) -> None:
+        self.manifest = loaded.manifest
+        self.name, self.version = loaded.manifest.name, loaded.manifest.version
+        self.provider = loaded.session.provider
+        self.texts = loaded.texts
+        self.inline = loaded.inline
+        labels = (self.name, str(self.version))
+        self.decode_seconds = metrics.stages.labels(*labels, "decode")
+        self.encode_seconds = metrics.stages.labels(*labels, "encode")
+        self.request_seconds = metrics.latency.labels(*labels)
+        self.outputs = {output.name for output in loaded.manifest.outputs}
+        self.batcher = Batcher(
+            _runner(loaded),
+            max_batch_size=loaded.manifest.batching.max_batch_size,
+            max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
+            queue_limit=settings.queue_limit,
+            inline=loaded.inline,
+            length=len if loaded.texts else None,
+            batches=metrics.batches.labels(*labels),
+            queue_seconds=metrics.stages.labels(*labels, "queue"),
+            inference_seconds=metrics.stages.labels(*labels, "inference"),
+        )
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued or running."""
+        while self.batcher.waiting or self.batcher.running:  # noqa: ASYNC110 - once, at shutdown
+            await asyncio.sleep(0.01)
+
+
+def _runner(loaded: Loaded) -> Any:
+    """Rows to outputs: stacked or padded, run, logits turned into probabilities."""
+    session, spec = loaded.session, loaded.manifest.input
+    name = loaded.manifest.inputs[0].name
+
+    def run(rows: list[Any], outputs: list[str]) -> dict[str, np.ndarray]:
+        if isinstance(spec, TextInput):
+            ids, mask = pad(rows, spec.pad_token_id, spec.max_length)
+            inputs = {"input_ids": ids, "attention_mask": mask}
+        else:
+            inputs = {name: rows[0][None] if len(rows) == 1 else np.stack(rows)}
+        found = dict(zip(outputs, session.run(inputs, outputs), strict=True))
+        if "logits" in found:
+            found["logits"] = softmax(found["logits"])
+        return found
+
+    return run
+
+
+def _blank(manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
+    """A batch of nothing, to warm up with."""
+    match manifest.input:
+        case ImageInput(height=height, width=width, channels=channels):
+            return {"pixels": np.zeros((rows, height, width, channels), np.uint8)}
+        case TextInput(max_length=max_length):
+            ones = np.ones((rows, min(max_length, 32)), np.int64)
+            return {"input_ids": ones, "attention_mask": ones}
+        case VectorInput(features=features):
+            return {"vector": np.zeros((rows, features), np.float32)}

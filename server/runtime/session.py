@@ -1,0 +1,52 @@
+"""An ONNX Runtime session for one bundle: CUDA where there is one, the CPU otherwise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+log = logging.getLogger("espalier.session")
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+
+class Session:
+    """`provider`: the one that was asked for and works; `run` may be called by one thread at a time."""
+
+    def __init__(self, path: Path, providers: Sequence[str], intra_op_threads: int) -> None:
+        """providers: in order of preference; empty: CUDA where it is, then the CPU. intra_op_threads: 0 for all cores.
+
+        Raises whatever ONNX Runtime raises for a graph that it cannot load.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = intra_op_threads
+        # Threads that spin between runs take the cores that the event loop and the decoders need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        there = onnxruntime.get_available_providers()
+        wanted = list(providers) or [CUDA, CPU]
+        usable = [provider for provider in wanted if provider in there] or [CPU]
+        self.inner = onnxruntime.InferenceSession(str(path), options, providers=usable)
+        self.provider: str = self.inner.get_providers()[0]
+        if self.provider != usable[0]:
+            log.warning("%s does not initialise here; %s runs on %s", usable[0], path, self.provider)
+        self.on_device = self.provider == CUDA
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """The named outputs for one batch of graph inputs. On CUDA only they come back to the host."""
+        if not self.on_device:
+            found: list[np.ndarray] = self.inner.run(outputs, inputs)
+            return found
+        binding = self.inner.io_binding()
+        for name, value in inputs.items():
+            binding.bind_cpu_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        self.inner.run_with_iobinding(binding)
+        copied: list[np.ndarray] = binding.copy_outputs_to_cpu()
+        return copied

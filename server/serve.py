@@ -1,0 +1,62 @@
+"""The application on a socket: uvicorn, a line when it is ready, and a shutdown that drains."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+import uvicorn
+
+from server import logs
+from server.app import create_app
+from server.process import age_seconds, resident_bytes
+from server.request_log import RequestLog
+from server.settings import Settings
+
+log = logging.getLogger("espalier.serve")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, saying when it is ready, and telling the application first when it is about to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.application = create_app(settings)
+        config = uvicorn.Config(
+            RequestLog(self.application, settings.slow_seconds),
+            host=settings.host,
+            port=settings.port,
+            loop="asyncio" if sys.platform == "win32" else "uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=round(settings.drain_seconds),
+        )
+        super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            seconds, megabytes = age_seconds(), resident_bytes() / 1e6
+            log.info("ready on %s in %.2f s, %.0f MB resident", self.address(), seconds, megabytes)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Event streams never end by themselves: they must know before uvicorn waits for open responses.
+        self.application.state.stopping.set()
+        await super().shutdown(sockets)
+
+    def address(self) -> str:
+        """Where it listens, e.g. http://127.0.0.1:8000."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGINT or SIGTERM. Returns the exit status."""
+    logs.configure(settings)
+    server = Server(settings)
+    server.run()
+    return 0 if server.started else 1

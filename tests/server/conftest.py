@@ -1,0 +1,78 @@
+"""A real server on a real socket, with a home of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server.serve import Server
+from server.settings import Settings
+
+
+class Live:
+    """A running server: its `address`, its `settings`, and an HTTP `client` that speaks to it."""
+
+    def __init__(self, server: Server, settings: Settings) -> None:
+        self.server = server
+        self.settings = settings
+        self.address = server.address()
+        self.client = httpx.Client(base_url=self.address, timeout=60)
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Live]:
+    server = Server(settings)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server stopped while starting"
+        time.sleep(0.01)
+    live = Live(server, settings)
+    try:
+        with live.client:
+            yield live
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        assert not thread.is_alive(), "the server does not stop"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server that runs no jobs; one a module."""
+    with running(Settings(home=tmp_path_factory.mktemp("home"), port=0, worker=False)) as server:
+        yield server
+
+
+Start = Callable[..., Live]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts servers with settings of the test's own; they stop when it ends."""
+    with ExitStack() as running_servers:
+
+        def begin(**settings: Any) -> Live:
+            given = {"home": tmp_path, "port": 0, "worker": False, **settings}
+            return running_servers.enter_context(running(Settings(**given)))
+
+        yield begin
+
+
+def message_of(response: httpx.Response, status: int) -> str:
+    """The message of an error answer, whose status and whole shape are checked on the way."""
+    assert response.status_code == status, f"{response.status_code}: {response.text}"
+    assert response.headers["content-type"].startswith("application/json")
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    message: str = body["error"]["message"]
+    return message
