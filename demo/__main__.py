@@ -21,8 +21,20 @@ from demo import datasets, server_process, show
 
 FOLDER = Path("demo-data")
 
-DIGITS: dict[str, Any] = {}
-LANGUAGES: dict[str, Any] = {}
+DIGITS: dict[str, Any] = {
+    "model": "efficientnet-lite0",
+    "name": "digits",
+    "seed": 1,
+    "image_size": 64,
+    "hyperparameters": {"n_epochs": 2, "batch_size": 32, "learning_rate": 2e-3},
+}
+LANGUAGES: dict[str, Any] = {
+    "model": "minilm-l6-v2",
+    "name": "languages",
+    "seed": 1,
+    "max_length": 48,
+    "hyperparameters": {"n_epochs": 2, "batch_size": 32, "learning_rate": 3e-4},
+}
 
 
 def fine_tune(client: httpx.Client, console: Console, path: Path, recipe: dict[str, Any]) -> None:
@@ -81,7 +93,9 @@ def main() -> None:
         f"curl -s {url}/metrics | grep ^espalier_",
     ):
         console.print(command, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"The API is described at {url}/docs. The server goes on running" + (f"; kill {pid} ends it." if pid else "."))
+    console.print(
+        f"The API is described at {url}/docs. The server goes on running" + (f"; kill {pid} ends it." if pid else ".")
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def running(url: str) -> bool:
         answer = httpx.get(f"{url}/health/ready", timeout=5)
     except httpx.TransportError:
         return False
-    if "espalier" not in answer.headers.get("server", ""):
+    if "espalier" not in answer.text:
         raise NotOurServer(f"{url} is taken by another program; stop it, or set ESPALIER_PORT")
     return answer.status_code == 200
 

@@ -17,6 +17,8 @@ from models.spec import Embedding, ModelSpec
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What kind of data (finetune.data.validation.Report.kind) an architecture's modality learns from.
 KIND_OF: dict[Modality, str] = {"image": "images", "text": "text", "vector": "table"}
+# Architectures that train from random weights by their name alone; an encoder of transformers is known by its weights.
+SCRATCH = {name: card for name, card in ARCHITECTURES.items() if not name.endswith("_encoder")}
 
 
 class Refused(ValueError):
@@ -86,12 +88,18 @@ def resolve(
                 )
             return model.architecture, modality
         stem, found = resolve_weights(model.weights, backbones, allow_hub, "model.weights")
+        own = BACKBONES[model.weights].architecture if model.weights in BACKBONES else None
+        if own != model.architecture and (own is not None or model.architecture in SCRATCH):
+            whose = f"those of {own}" if own else "an encoder's"
+            raise Refused("model.weights", f"model.weights: {model.weights} are {whose}, not of {model.architecture}")
         if found not in (None, modality):
             raise Refused("model.weights", f"model.weights: {stem} reads {found} data, {model.architecture} {modality}")
         return stem, modality
     published, _, version = model.partition(":")
     if model not in BACKBONES and model not in backbones and published in names(repository):
         return published, published_modality(repository, published, version)
+    if model in SCRATCH and model not in backbones:
+        return model, SCRATCH[model].modality
     return resolve_weights(model, backbones, allow_hub, "model")
 
 
@@ -108,7 +116,7 @@ def resolve_weights(
         return name, folder_modality(Path(backbones[name]))
     if name.startswith(("/", ".", "~")) or "\\" in name:
         raise UnknownModel(param, f"{param}: a path is not taken here; the operator names folders in `backbones`")
-    if HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name) and not Path(name).exists():
         if not allow_hub:
             raise UnknownModel(param, f"{param}: {name} looks like a hub id, and this server has `allow_hub` off")
         return name.partition("/")[2], None
@@ -181,6 +189,4 @@ def trainable(backbones: Mapping[str, str]) -> list[Trainable]:
         if package_folder(b.package) is not None
     ]
     found += [Trainable(name, folder_modality(Path(place)), place) for name, place in sorted(backbones.items())]
-    # An encoder of transformers is known by its weights only.
-    scratch = [card for card in ARCHITECTURES.values() if not card.name.endswith("_encoder")]
-    return found + [Trainable(card.name, card.modality, card.description) for card in scratch]
+    return found + [Trainable(card.name, card.modality, card.description) for card in SCRATCH.values()]

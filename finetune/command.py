@@ -58,16 +58,20 @@ def finetune(recipe_path: Path, *, home: Path, repository: Path, backbones: Mapp
     try:
         recipe = read_recipe(recipe_path)
         training = local_file(recipe_path, recipe.training_file, "training_file")
-        validation = recipe.validation_file and local_file(recipe_path, recipe.validation_file, "validation_file")
+        validation = None
+        if recipe.validation_file is not None:
+            validation = local_file(recipe_path, recipe.validation_file, "validation_file")
     except RecipeError as error:
         console.print(str(error), style="red", markup=False)
         return 2
     # The same recipe on the same data finds its checkpoints again.
-    identity = hashlib.sha256(msgspec.json.encode([recipe, training, validation])).hexdigest()[:16]
+    identity = hashlib.sha256(
+        msgspec.json.encode([recipe, training.sha256, validation.sha256 if validation else None])
+    ).hexdigest()[:16]
     request = RunRequest(
         recipe=recipe,
         training=training,
-        validation=validation or None,
+        validation=validation,
         folder=home / "runs" / identity,
         repository=repository,
         name=published_name(recipe),

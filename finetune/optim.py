@@ -130,6 +130,6 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
                 optimizer.state[parameter] = {
                     what: torch.empty_like(parameter).copy_(value).detach()
                     if value.shape == parameter.shape
-                    else value.to(parameter.device)
+                    else value.to(parameter.device, copy=True)
                     for what, value in state[name].items()
                 }

@@ -15,6 +15,15 @@ STEP = re.compile(r"\.(?P<field>[^.\[]+)|\[(?P<index>\d+|\.\.\.)\]")
 UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>.+)`")
 
 
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 2e-3 for a string; learning rates are written like that."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 class RecipeError(ValueError):
     """A recipe file that cannot be used: "recipe.yaml:12: optimizer.momentum: Expected `float` <= 1.0"."""
 
@@ -28,8 +37,8 @@ def read_recipe(path: Path) -> Recipe:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text: {error}") from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=Loader)
+        content = yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{path}:{line}: {error.problem}") from error

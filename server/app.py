@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar
 from litestar.datastructures import State
-from litestar.openapi import OpenAPIConfig
 
 from finetune.data.files import FileStore
 from finetune.jobs.executors.local import LocalExecutor
@@ -22,8 +21,6 @@ from server.runtime.repository import Repository
 from server.settings import Settings
 
 log = logging.getLogger("espalier.app")
-
-VERSION = "0.1.0"
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -41,7 +38,7 @@ def create_app(settings: Settings) -> Litestar:
         state=state,
         lifespan=[lifespan],
         exception_handlers=exception_handlers,
-        openapi_config=OpenAPIConfig(title="Espalier", version=VERSION, path="/openapi", render_plugins=[]),
+        openapi_config=None,
         request_max_body_size=settings.max_body_bytes,
         logging_config=None,
     )

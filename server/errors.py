@@ -13,7 +13,12 @@ from uuid import uuid4
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import (
+    HTTPException,
+    MethodNotAllowedException,
+    NotFoundException,
+    SerializationException,
+)
 from litestar.types import ExceptionHandlersMap
 
 from export.processing.inputs import BadInput
@@ -73,21 +78,36 @@ def request_id(scope: Any) -> str:
     return found
 
 
-def from_litestar(error: HTTPException) -> ApiError:
+def from_litestar(error: HTTPException, request: Request[Any, Any, Any]) -> ApiError:
     """Litestar's exception in our words; validation errors name their fields: "optimizer.momentum: Expected ..."."""
-    extra = error.extra if isinstance(error.extra, list) else []
-    problems = [problem for problem in extra if isinstance(problem, dict) and "message" in problem]
+    status = error.status_code
     headers = {name: value for name, value in (error.headers or {}).items() if name.lower() != "content-type"}
-    if not problems:
-        message = error.detail or HTTPStatus(error.status_code).phrase
-        return ApiError(error.status_code, message, headers=headers)
-    named = [f"{p['key']}: {p['message']}" if p.get("key") else str(p["message"]) for p in problems]
-    return ApiError(error.status_code, "; ".join(named), param=problems[0].get("key") or None, headers=headers)
+    extra = error.extra if isinstance(error.extra, list) else []
+    problems = [named(problem) for problem in extra if isinstance(problem, dict) and "message" in problem]
+    if problems:
+        field, _ = problems[0]
+        words = [f"{name or 'the body'}: {message}" for name, message in problems]
+        return ApiError(status, "; ".join(words), param=field, headers=headers)
+    if isinstance(error, NotFoundException):
+        return ApiError(status, f"there is nothing at {request.url.path}; /docs lists what there is", headers=headers)
+    if isinstance(error, MethodNotAllowedException):
+        allowed = headers.get("allow", "")
+        return ApiError(status, f"{request.method} is not allowed at {request.url.path}; {allowed} is", headers=headers)
+    if isinstance(error.__cause__, SerializationException):
+        return ApiError(status, f"the body is not valid JSON: {error.detail}", headers=headers)
+    return ApiError(status, error.detail or HTTPStatus(status).phrase, headers=headers)
+
+
+def named(problem: dict[str, Any]) -> tuple[str | None, str]:
+    """The field and the message of one of Litestar's validation errors; None for the body as a whole."""
+    field, message = problem.get("key"), str(problem["message"])
+    if field == "data":  # the handler's parameter, of which the client knows nothing
+        return None, "is empty, JSON is expected" if message == "'data'" else message
+    return field, message
 
 
 def respond(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
-    headers = {**error.headers, "x-request-id": request_id(request.scope)}
-    return Response(error.encoded(), status_code=error.status, media_type="application/json", headers=headers)
+    return Response(error.encoded(), status_code=error.status, media_type="application/json", headers=error.headers)
 
 
 def on_api_error(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
@@ -98,10 +118,14 @@ def on_bad_input(request: Request[Any, Any, Any], error: BadInput) -> Response[b
     return respond(request, ApiError(HTTPStatus.BAD_REQUEST, str(error)))
 
 
+def on_recursion(request: Request[Any, Any, Any], error: RecursionError) -> Response[bytes]:
+    return respond(request, ApiError(HTTPStatus.BAD_REQUEST, "the body is nested too deeply"))
+
+
 def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     if error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return on_unexpected(request, error)
-    return respond(request, from_litestar(error))
+    return respond(request, from_litestar(error, request))
 
 
 def on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -114,6 +138,7 @@ def on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response
 exception_handlers: ExceptionHandlersMap = {
     ApiError: on_api_error,
     BadInput: on_bad_input,
+    RecursionError: on_recursion,
     HTTPException: on_http_exception,
     Exception: on_unexpected,
 }

@@ -1,114 +1,336 @@
-"""The OpenAPI document: Litestar's, from the types of the handlers, and the bare ASGI routes, described here."""
+"""The OpenAPI document: every route in one table, its data described by the Structs that encode and decode it.
+
+Written here and not collected from the handlers, since half of what clients need to know (forms, raw bodies, event
+streams, the bare ASGI routes) is in no signature. A test compares the table with the routes of the application.
+"""
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from typing import Any
 
 import msgspec
-from litestar import Litestar
 
+from finetune.data.validation import Report
+from finetune.recipe import Recipe
 from server.errors import ErrorBody
+from server.routes.files import Deleted, FileList, FileObject
+from server.routes.health import Health
 from server.routes.inference import ClassifyAnswer, EmbeddingsAnswer
+from server.routes.jobs import CheckpointList, EventList, JobList, JobObject
+from server.routes.models import ModelDetails, ModelList
 
-TEMPLATE = "#/components/schemas/{name}"
-MODEL = {"type": "string", "description": 'a served model, "name" or "name:version"'}
-TOP_K = {"type": "integer", "minimum": 1, "default": 5, "description": "how many labels to answer"}
-VECTOR = {"type": "array", "items": {"type": "number"}}
-INPUT = {
+VERSION = "0.1.0"
+WORDS = """Fine-tune networks over HTTP and ask them.
+
+Upload data (files), submit a recipe (fine_tuning), follow its events, then ask the published model (inference).
+Where OpenAI has the same thing the paths and shapes are OpenAI's, so its clients work unchanged. Errors are always
+{"error": {"message", "type", "param", "code"}}; every answer carries an X-Request-ID that the server's log knows."""
+
+Json = dict[str, Any]
+
+TEXT: Json = {"type": "string"}
+BINARY: Json = {"type": "string", "format": "binary"}
+MODEL: Json = {"type": "string", "description": 'a served model, "name" or "name:version"'}
+TOP_K: Json = {"type": "integer", "minimum": 1, "default": 5, "description": "how many labels to answer"}
+VECTOR: Json = {"type": "array", "items": {"type": "number"}}
+INPUT: Json = {
     "description": "a text, an image as a data URL (data:image/png;base64,...), a vector of numbers, or a list of them",
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}},
-        VECTOR,
-        {"type": "array", "items": VECTOR},
-    ],
+    "anyOf": [TEXT, {"type": "array", "items": TEXT}, VECTOR, {"type": "array", "items": VECTOR}],
 }
-TIMEOUT = {
-    "name": "X-Request-Timeout",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "number", "exclusiveMinimum": 0},
-    "description": "seconds after which a request that still waits is dropped with 408",
+CLASSIFY: Json = {
+    "type": "object",
+    "required": ["model", "input"],
+    "properties": {"model": MODEL, "input": INPUT, "top_k": TOP_K},
 }
-
-
-def document(app: Litestar) -> bytes:
-    """The whole document as JSON."""
-    whole: dict[str, Any] = app.openapi_schema.to_schema()
-    answers, schemas = msgspec.json.schema_components(
-        [ClassifyAnswer, EmbeddingsAnswer, ErrorBody], ref_template=TEMPLATE
-    )
-    whole.setdefault("components", {}).setdefault("schemas", {}).update(schemas)
-    error = {
-        "description": "What was wrong, as OpenAI's error object",
-        "content": {"application/json": {"schema": answers[2]}},
-    }
-    whole["paths"]["/v1/classify"] = {"post": classify(answers[0], error)}
-    whole["paths"]["/v1/embeddings"] = {"post": embeddings(answers[1], error)}
-    for path in whole["paths"].values():
-        for operation in path.values():
-            if isinstance(operation, dict) and "responses" in operation:
-                for status in [s for s in operation["responses"] if s.startswith(("4", "5"))]:
-                    del operation["responses"][status]
-                operation["responses"]["4XX"] = error
-    return msgspec.json.encode(whole)
-
-
-def classify(answer: Any, error: Any) -> dict[str, Any]:
-    query = [
-        {"name": "model", "in": "query", "required": False, "schema": MODEL},
-        {"name": "top_k", "in": "query", "required": False, "schema": TOP_K},
-    ]
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    form = {
-        "type": "object",
-        "required": ["file"],
-        "properties": {"model": MODEL, "top_k": TOP_K, "file": {"type": "string", "format": "binary"}},
-    }
-    content = {
-        "application/json": {"schema": body({"model": MODEL, "input": INPUT, "top_k": TOP_K})},
-        "multipart/form-data": {"schema": form},
-        "image/png": binary,
-        "image/jpeg": binary,
-        "application/octet-stream": binary,
-        "text/plain": {"schema": {"type": "string"}},
-    }
-    return {
-        "tags": ["Inference"],
-        "operationId": "Classify",
-        "summary": "Classify texts, images or vectors",
-        "description": "JSON or a form with one or more inputs; or the raw bytes of one, with ?model= in the address.",
-        "parameters": [*query, TIMEOUT],
-        "requestBody": {"required": True, "content": content},
-        "responses": responses(answer, error),
-    }
-
-
-def embeddings(answer: Any, error: Any) -> dict[str, Any]:
-    fields = {
+CLASSIFY_FORM: Json = {
+    "type": "object",
+    "required": ["model", "file"],
+    "properties": {"model": MODEL, "top_k": TOP_K, "file": {"type": "array", "items": BINARY}},
+}
+EMBED: Json = {
+    "type": "object",
+    "required": ["model", "input"],
+    "properties": {
         "model": MODEL,
         "input": INPUT,
         "encoding_format": {"enum": ["float", "base64"], "default": "float"},
-        "dimensions": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
-        "user": {"anyOf": [{"type": "string"}, {"type": "null"}]},
-    }
-    return {
-        "tags": ["Inference"],
-        "operationId": "Embed",
-        "summary": "Embeddings of texts, images or vectors, of unit length",
-        "description": "As OpenAI's, for every model: an encoder's sentence vectors, a classifier's features.",
-        "parameters": [TIMEOUT],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body(fields)}}},
-        "responses": responses(answer, error),
-    }
+        "dimensions": {"type": ["integer", "null"], "description": "the model's own width, or left out"},
+        "user": {"type": ["string", "null"], "description": "taken and not used"},
+    },
+}
+UPLOAD: Json = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {"purpose": {"enum": ["fine-tune"]}, "file": BINARY},
+}
+RECIPE_EXAMPLE: Json = {"model": "efficientnet-lite0", "training_file": "file-...", "suffix": "digits"}
 
 
-def body(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "required": ["model", "input"], "properties": fields}
+def parameter(name: str, place: str, schema: Json, words: str) -> Json:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema, "description": words}
 
 
-def responses(answer: Any, error: Any) -> dict[str, Any]:
-    return {
-        "200": {"description": "The answers, one an input", "content": {"application/json": {"schema": answer}}},
-        "4XX": error,
-    }
+def page(most: int, usual: int) -> list[Json]:
+    limit = {"type": "integer", "minimum": 1, "maximum": most, "default": usual}
+    return [
+        parameter("after", "query", TEXT, "id of the last one of the page before"),
+        parameter("limit", "query", limit, ""),
+    ]
+
+
+FILE_ID = parameter("file_id", "path", TEXT, "id of an uploaded file")
+JOB_ID = parameter("job_id", "path", TEXT, "id of a fine-tuning job")
+TIMEOUT = parameter(
+    "X-Request-Timeout", "header", {"type": "number", "exclusiveMinimum": 0}, "seconds to wait at most, then 408"
+)
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of one path. `body`: media type → schema or Struct; `answer` likewise, for status 200."""
+
+    method: str
+    path: str
+    tag: str
+    summary: str
+    description: str = ""
+    parameters: list[Json] = []
+    body: dict[str, Any] = {}
+    example: Any = None
+    answer: dict[str, Any]
+
+
+def json(kind: Any) -> dict[str, Any]:
+    return {"application/json": kind}
+
+
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/v1/files",
+        tag="files",
+        summary="Upload a data set",
+        description="Images: a zip or tar of class folders, or of images with a CSV, JSONL or Parquet file of paths "
+        "and labels. Texts and vectors of numbers: CSV, JSONL or Parquet. The file is streamed to disk and read "
+        "through before the answer comes; one that cannot be used is refused, with the reason, and not kept.",
+        body={"multipart/form-data": UPLOAD},
+        example={"purpose": "fine-tune", "file": "@data.zip"},
+        answer=json(FileObject),
+    ),
+    Operation(
+        method="get",
+        path="/v1/files",
+        tag="files",
+        summary="List files",
+        parameters=[
+            *page(10_000, 10_000),
+            parameter("purpose", "query", TEXT, "only files of this purpose"),
+            parameter("order", "query", {"enum": ["asc", "desc"], "default": "desc"}, "by age; desc: newest first"),
+        ],
+        answer=json(FileList),
+    ),
+    Operation(
+        method="get",
+        path="/v1/files/{file_id}",
+        tag="files",
+        summary="One file",
+        parameters=[FILE_ID],
+        answer=json(FileObject),
+    ),
+    Operation(
+        method="get",
+        path="/v1/files/{file_id}/report",
+        tag="files",
+        summary="What the inspection of a file found",
+        description="Its kind and columns, items of each class, and broken and duplicate items with their places.",
+        parameters=[FILE_ID],
+        answer=json(Report),
+    ),
+    Operation(
+        method="get",
+        path="/v1/files/{file_id}/content",
+        tag="files",
+        summary="The bytes as they were uploaded",
+        parameters=[FILE_ID],
+        answer={"application/octet-stream": BINARY},
+    ),
+    Operation(
+        method="delete",
+        path="/v1/files/{file_id}",
+        tag="files",
+        summary="Delete a file",
+        description="Refused with 409 while a job that is not finished needs it.",
+        parameters=[FILE_ID],
+        answer=json(Deleted),
+    ),
+    Operation(
+        method="post",
+        path="/v1/fine_tuning/jobs",
+        tag="fine_tuning",
+        summary="Submit a fine-tuning job",
+        description="The body is a Recipe. What can be known to be wrong with it is said at once, not when it runs.",
+        body=json(Recipe),
+        example=RECIPE_EXAMPLE,
+        answer=json(JobObject),
+    ),
+    Operation(
+        method="get",
+        path="/v1/fine_tuning/jobs",
+        tag="fine_tuning",
+        summary="List jobs, newest first",
+        parameters=page(1000, 20),
+        answer=json(JobList),
+    ),
+    Operation(
+        method="get",
+        path="/v1/fine_tuning/jobs/{job_id}",
+        tag="fine_tuning",
+        summary="One job",
+        parameters=[JOB_ID],
+        answer=json(JobObject),
+    ),
+    Operation(
+        method="post",
+        path="/v1/fine_tuning/jobs/{job_id}/cancel",
+        tag="fine_tuning",
+        summary="Cancel a job",
+        description="At once while it waits, within its next step while it runs; 409 when it is finished.",
+        parameters=[JOB_ID],
+        answer=json(JobObject),
+    ),
+    Operation(
+        method="get",
+        path="/v1/fine_tuning/jobs/{job_id}/events",
+        tag="fine_tuning",
+        summary="What happens in a job",
+        description="Newest first, by page. With stream=true, or Accept: text/event-stream, all of them from the first "
+        "(or behind `after` or Last-Event-ID) as server-sent events that follow the job to its end, then [DONE].",
+        parameters=[
+            JOB_ID,
+            *page(1000, 20),
+            parameter("stream", "query", {"type": "boolean", "default": False}, "follow as server-sent events"),
+            parameter("Last-Event-ID", "header", TEXT, "go on behind this event of the stream"),
+        ],
+        answer={"application/json": EventList, "text/event-stream": TEXT},
+    ),
+    Operation(
+        method="get",
+        path="/v1/fine_tuning/jobs/{job_id}/checkpoints",
+        tag="fine_tuning",
+        summary="Checkpoints of a job, newest first",
+        parameters=[JOB_ID, *page(1000, 10)],
+        answer=json(CheckpointList),
+    ),
+    Operation(
+        method="post",
+        path="/v1/classify",
+        tag="inference",
+        summary="Classify texts, images or vectors",
+        description="JSON or a form with one or more inputs; or the raw bytes of one with ?model= in the address. "
+        "application/octet-stream is what the graph takes: float32 numbers, uint8 pixels of the model's size.",
+        parameters=[
+            parameter("model", "query", TEXT, "the model, beside a raw body"),
+            parameter("top_k", "query", TOP_K, "how many labels to answer, beside a raw body"),
+            TIMEOUT,
+        ],
+        body={
+            "application/json": CLASSIFY,
+            "multipart/form-data": CLASSIFY_FORM,
+            "application/octet-stream": BINARY,
+            "image/png": BINARY,
+            "image/jpeg": BINARY,
+            "text/plain": TEXT,
+        },
+        example={"model": "languages", "input": ["Guten Morgen", "bonjour"], "top_k": 3},
+        answer=json(ClassifyAnswer),
+    ),
+    Operation(
+        method="post",
+        path="/v1/embeddings",
+        tag="inference",
+        summary="Embed texts, images or vectors",
+        description="As OpenAI's, of unit length, from every model: an encoder's vectors, a classifier's features.",
+        parameters=[TIMEOUT],
+        body=json(EMBED),
+        example={"model": "minilm", "input": "a sentence"},
+        answer=json(EmbeddingsAnswer),
+    ),
+    Operation(
+        method="get",
+        path="/v1/models",
+        tag="models",
+        summary="What is served and what can be fine-tuned",
+        answer=json(ModelList),
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{model_id}",
+        tag="models",
+        summary="One model, a served one with its manifest",
+        parameters=[parameter("model_id", "path", TEXT, '"name" or "name:version"')],
+        answer=json(ModelDetails),
+    ),
+    Operation(
+        method="get",
+        path="/health/live",
+        tag="health",
+        summary="The process answers",
+        answer=json(Health),
+    ),
+    Operation(
+        method="get",
+        path="/health/ready",
+        tag="health",
+        summary="Requests may be sent here; 503 once the server is stopping",
+        answer=json(Health),
+    ),
+    Operation(
+        method="get",
+        path="/metrics",
+        tag="health",
+        summary="Metrics in Prometheus's format",
+        answer={"text/plain": TEXT},
+    ),
+)
+
+
+@cache
+def document() -> bytes:
+    """The whole document as JSON."""
+    kinds = [kind for operation in OPERATIONS for kind in (*operation.body.values(), *operation.answer.values())]
+    structs = [kind for kind in kinds if isinstance(kind, type)]
+    references, schemas = msgspec.json.schema_components(
+        [ErrorBody, *structs], ref_template="#/components/schemas/{name}"
+    )
+    of_struct = dict(zip([ErrorBody, *structs], references, strict=True))
+
+    def content(media: dict[str, Any], example: Any = None) -> Json:
+        shown = {} if example is None else {"example": example}
+        return {
+            name: {"schema": of_struct[kind] if isinstance(kind, type) else kind, **shown}
+            for name, kind in media.items()
+        }
+
+    error = {"description": "What is wrong", "content": content(json(ErrorBody))}
+    paths: dict[str, Json] = {}
+    for operation in OPERATIONS:
+        described: Json = {
+            "tags": [operation.tag],
+            "operationId": re.sub(r"\W+", "_", f"{operation.method}{operation.path}").strip("_"),
+            "summary": operation.summary,
+            "description": operation.description,
+            "parameters": operation.parameters,
+            "responses": {"200": {"description": "Done", "content": content(operation.answer)}, "default": error},
+        }
+        if operation.body:
+            described["requestBody"] = {"required": True, "content": content(operation.body, operation.example)}
+        paths.setdefault(operation.path, {})[operation.method] = described
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Espalier", "version": VERSION, "description": WORDS},
+            "paths": paths,
+            "components": {"schemas": schemas},
+        }
+    )

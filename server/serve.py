@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from contextlib import suppress
 
 import uvicorn
 
@@ -58,5 +59,6 @@ def serve(settings: Settings) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit status."""
     logs.configure(settings)
     server = Server(settings)
-    server.run()
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped in order
+        server.run()
     return 0 if server.started else 1

@@ -40,7 +40,7 @@ class UploadForm:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
-            raise ApiError(400, "expected a multipart/form-data body with the fields `file` and `purpose`")
+            raise ApiError(400, "expected a multipart/form-data body, with its boundary in the content type")
         self.fields: dict[str, str] = {}
         self._body = body
         self._events: deque[Part | bytes | _End] = deque()

@@ -42,7 +42,7 @@ POLL_SECONDS = 0.3
 BEAT_SECONDS = 3.0
 # How old the answer to "is it cancelled?" may be.
 CANCEL_SECONDS = 0.05
-NICENESS = 10
+NICENESS = 5
 
 Run = Callable[[RunRequest, Reporter], "Manifest"]
 
@@ -231,7 +231,8 @@ def main() -> None:
     parser.add_argument("--backbones", default="{}", help="the operator's own weights, name → place, as JSON")
     parser.add_argument("--after", default="the worker process died", help="why the one before this is no more")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    logging.getLogger("espalier").setLevel(logging.INFO)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the server, which stops its worker in order

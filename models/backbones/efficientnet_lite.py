@@ -31,7 +31,8 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.01)
+        # The original averages over a hundred batches; a short fine-tuning must settle on its own statistics sooner.
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.1)
         self.activation = nn.ReLU6(inplace=True) if activation else nn.Identity()
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 

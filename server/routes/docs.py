@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from litestar import MediaType, Request, Response, get
+from litestar import MediaType, Response, get
 from litestar.response import Redirect
 
 from server.openapi import document
@@ -22,17 +21,16 @@ def page() -> bytes:
 
 
 @get("/openapi.json", sync_to_thread=False)
-def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """This API as an OpenAPI document."""
-    return Response(document(request.app), media_type=MediaType.JSON)
+def openapi() -> Response[bytes]:
+    return Response(document(), media_type=MediaType.JSON)
 
 
-@get("/docs", sync_to_thread=False, include_in_schema=False)
+@get("/docs", sync_to_thread=False)
 def docs() -> Response[bytes]:
-    return Response(page(), media_type="text/html; charset=utf-8", headers={"content-security-policy": POLICY})
+    return Response(page(), media_type=MediaType.HTML, headers={"content-security-policy": POLICY})
 
 
-@get("/", sync_to_thread=False, include_in_schema=False)
+@get("/", sync_to_thread=False)
 def root() -> Redirect:
     return Redirect("/docs")
 

@@ -11,7 +11,7 @@ import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
 from litestar.exceptions import ClientException, HTTPException
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import File
 
 from finetune.data.files import FileStore, Received, TooLarge
@@ -22,6 +22,8 @@ from server.upload import UploadForm
 
 PURPOSE = "fine-tune"
 LONGEST_NAME = 255
+# What a form's fields and boundaries may add to the file.
+FORM_BYTES = 64 * 1024
 
 
 class FileObject(msgspec.Struct, kw_only=True):
@@ -71,7 +73,7 @@ def found(store: JobStore, file_id: str) -> FileRecord:
         raise ApiError(404, str(error), param="file_id", code="file_not_found") from error
 
 
-@post("/v1/files", status_code=200, request_max_body_size=None, responses={})
+@post("/v1/files", status_code=200, request_max_body_size=None)
 async def upload_file(request: Request[Any, Any, Any], state: State) -> FileObject:
     """Upload a data set: multipart/form-data with `file` and `purpose` ("fine-tune").
 
@@ -80,6 +82,9 @@ async def upload_file(request: Request[Any, Any, Any], state: State) -> FileObje
     """
     store: JobStore = state.store
     files: FileStore = state.files
+    limit: int = state.settings.max_upload_bytes
+    if (request.content_length or 0) > limit + FORM_BYTES:
+        raise too_large(limit)
     form = UploadForm(request.headers.get("content-type", ""), body_of(request))
     part = await form.next_file()
     if part is None:
@@ -88,9 +93,9 @@ async def upload_file(request: Request[Any, Any, Any], state: State) -> FileObje
     if not filename or len(filename) > LONGEST_NAME or not filename.isprintable():
         raise ApiError(400, f"file: a name of 1 to {LONGEST_NAME} printable characters is needed", param="file")
     try:
-        received = await files.receive(form.content(), state.settings.max_upload_bytes)
+        received = await files.receive(form.content(), limit)
     except TooLarge as error:
-        raise ApiError(413, str(error), param="file", code="file_too_large") from error
+        raise too_large(limit) from error
     try:
         if await form.next_file() is not None:
             raise ApiError(400, "the form has several files; upload one at a time", param="file")
@@ -116,6 +121,12 @@ async def upload_file(request: Request[Any, Any, Any], state: State) -> FileObje
         files.delete(received.id)
         raise
     return file_object(record)
+
+
+def too_large(limit: int) -> ApiError:
+    message = f"file: larger than {limit:,} bytes, the largest this server takes"
+    # Closing the connection spares both sides the rest of the body.
+    return ApiError(413, message, param="file", code="file_too_large", headers={"connection": "close"})
 
 
 async def body_of(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
@@ -149,16 +160,17 @@ async def inspected(received: Received, filename: str) -> str:
     if process.returncode != BAD_FILE:
         # Whatever it was, this file did it: the server and the other files are well.
         message = f"the file could not be read through ({message.splitlines()[-1] if message else 'no reason known'})"
-    raise ApiError(400, f"file: {message}", param="file", code="invalid_file")
+    named = message if message.startswith(filename) else f"{filename}: {message}"
+    raise ApiError(400, named, param="file", code="invalid_file")
 
 
 @get("/v1/files", sync_to_thread=True)
 def list_files(
     state: State,
-    purpose: str | None = None,
-    after: str | None = None,
-    limit: Annotated[int, Parameter(ge=1, le=10_000)] = 10_000,
-    order: Literal["asc", "desc"] = "desc",
+    purpose: FromQuery[str | None] = None,
+    after: FromQuery[str | None] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 10_000,
+    order: FromQuery[Literal["asc", "desc"]] = "desc",
 ) -> FileList:
     """Uploaded files, newest first."""
     store: JobStore = state.store
@@ -172,20 +184,20 @@ def list_files(
 
 
 @get("/v1/files/{file_id:str}", sync_to_thread=True)
-def get_file(state: State, file_id: str) -> FileObject:
+def get_file(state: State, file_id: FromPath[str]) -> FileObject:
     """One file."""
     return file_object(found(state.store, file_id))
 
 
 @get("/v1/files/{file_id:str}/report", sync_to_thread=True)
-def get_report(state: State, file_id: str) -> Response[bytes]:
+def get_report(state: State, file_id: FromPath[str]) -> Response[bytes]:
     """What the inspection found: kind, columns, items of each class, broken and duplicate items with their places."""
     record = found(state.store, file_id)
     return Response((record.report or "null").encode(), media_type="application/json")
 
 
 @get("/v1/files/{file_id:str}/content", sync_to_thread=True)
-def get_content(state: State, file_id: str) -> File:
+def get_content(state: State, file_id: FromPath[str]) -> File:
     """The bytes as they were uploaded."""
     record = found(state.store, file_id)
     files: FileStore = state.files
@@ -193,7 +205,7 @@ def get_content(state: State, file_id: str) -> File:
 
 
 @delete("/v1/files/{file_id:str}", status_code=200, sync_to_thread=True)
-def delete_file(state: State, file_id: str) -> Deleted:
+def delete_file(state: State, file_id: FromPath[str]) -> Deleted:
     """Remove a file. Refused with 409 while a job that is not finished needs it."""
     found(state.store, file_id)
     try:

@@ -333,8 +333,9 @@ def json_rows(model: Model, raw: msgspec.Raw) -> Rows:
     """Graph rows from the `input` of a JSON body, and the tokens in them. Raises ApiError, BadInput."""
     spec = model.manifest.input
     if isinstance(spec, VectorInput):
-        values = decode_input(raw, list[float] | None if not nested(raw) else list[list[float]], "a list of numbers")
-        return [vector(row, spec) for row in (values if nested(raw) else [values])], 0
+        many = nested(raw)
+        values = decode_input(raw, list[list[float]] if many else list[float], "a list of numbers")
+        return [vector(row, spec) for row in (values if many else [values])], 0
     if isinstance(spec, TextInput) and bytes(raw).lstrip()[:1] == b"[" and not has_strings(raw):
         return token_rows(model, raw)
     found = decode_input(raw, str | list[str], "a string or a list of strings")
@@ -435,7 +436,7 @@ def decode_input(raw: msgspec.Raw, kind: Any, words: str) -> Any:
 
 def nested(raw: msgspec.Raw) -> bool:
     """Whether a JSON value is a list of lists."""
-    return bytes(raw[:64]).replace(b" ", b"").replace(b"\n", b"").startswith(b"[[")
+    return b"".join(bytes(memoryview(raw)[:64]).split()).startswith(b"[[")
 
 
 def has_strings(raw: msgspec.Raw) -> bool:

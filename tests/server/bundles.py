@@ -1,0 +1,128 @@
+"""Small bundles published for the server to load: graphs written by hand, so that no test waits for an export."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from export.bundle import Lineage, Manifest, Parity, TensorSpec
+from export.processing.inputs import ImageInput, InputSpec, TextInput, VectorInput
+from export.publish import publish, staging
+
+WIDTH = 4
+
+
+def publish_vectors(repository: Path, name: str = "points", features: int = 2) -> Manifest:
+    """Two classes of vectors: "above" where the last number is positive, else "below"."""
+    nodes = [helper.make_node("Identity", ["vector"], ["flat"])]
+    inputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", features])]
+    last = np.zeros((features, WIDTH), np.float32)
+    last[-1, 0] = 1.0
+    return _publish(repository, name, VectorInput(features=features), inputs, nodes, last, ["above", "below"])
+
+
+def publish_images(repository: Path, name: str = "shades", size: int = 8) -> Manifest:
+    """Two classes of images: "light" where the mean is above 127.5, else "dark"."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["numbers", "grey"], ["centred"]),
+        helper.make_node("ReduceMean", ["centred", "axes"], ["flat"], keepdims=0),
+    ]
+    inputs = [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", size, size, 3])]
+    constants = [
+        numpy_helper.from_array(np.float32(127.5), "grey"),
+        numpy_helper.from_array(np.array([1, 2]), "axes"),
+    ]
+    mean = np.zeros((3, WIDTH), np.float32)
+    mean[:, 0] = 1 / 3
+    spec = ImageInput(height=size, width=size, resize="stretch", crop_fraction=1.0)
+    return _publish(repository, name, spec, inputs, nodes, mean, ["light", "dark"], constants)
+
+
+def publish_texts(repository: Path, name: str = "days", max_length: int = 16) -> Manifest:
+    """Two classes of texts: "good" where the word occurs more often than "bad", else "bad"."""
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, "good": 2, "bad": 3, "day": 4}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Cast", ["attention_mask"], ["there"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["there", "axes"], ["kept"]),
+        helper.make_node("Mul", ["words", "kept"], ["counted"]),
+        helper.make_node("ReduceSum", ["counted", "axes_of_words"], ["flat"], keepdims=0),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    table = np.array([[9, 9], [0, 1], [1, 0], [-1, 0], [0, 1]], np.float32)  # padding would be seen if it counted
+    constants = [
+        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(np.array([2]), "axes"),
+        numpy_helper.from_array(np.array([1]), "axes_of_words"),
+    ]
+    matrix = np.zeros((2, WIDTH), np.float32)
+    matrix[0, 0] = matrix[1, 1] = 1.0
+    spec = TextInput(max_length=max_length)
+    files = {"tokenizer.json": tokenizer.to_str().encode()}
+    return _publish(repository, name, spec, inputs, nodes, matrix, ["good", "bad"], constants, files)
+
+
+def _publish(
+    repository: Path,
+    name: str,
+    spec: InputSpec,
+    inputs: list[onnx.ValueInfoProto],
+    nodes: list[onnx.NodeProto],
+    matrix: np.ndarray,
+    labels: list[str],
+    constants: list[onnx.TensorProto] | None = None,
+    files: dict[str, bytes] | None = None,
+) -> Manifest:
+    """flat · matrix is the embedding; its first number and its negative are the logits of the two labels."""
+    head = np.zeros((WIDTH, 2), np.float32)
+    head[0] = [1.0, -1.0]
+    nodes = [
+        *nodes,
+        helper.make_node("MatMul", ["flat", "matrix"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "head"], ["logits"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", WIDTH]),
+    ]
+    weights = [numpy_helper.from_array(matrix, "matrix"), numpy_helper.from_array(head, "head")]
+    graph = helper.make_graph(nodes, name, inputs, outputs, [*weights, *(constants or [])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    with staging(repository) as folder:
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        for file, content in (files or {}).items():
+            (folder / file).write_bytes(content)
+        draft = Manifest(
+            name=name,
+            version=0,
+            created_at=datetime.now(UTC),
+            task="classification",
+            input=spec,
+            inputs=[_tensor(value) for value in inputs],
+            outputs=[_tensor(value) for value in outputs],
+            labels=labels,
+            model={"architecture": "mlp", "hyperparameters": {}},
+            metrics={"accuracy": 1.0},
+            parity=Parity(samples=1, largest_difference=0.0, tolerance=1e-4, top1_disagreements=0, batch_sizes=[1]),
+            lineage=Lineage(base_model="mlp"),
+            files={},
+        )
+        return publish(folder, repository, draft)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    shape = [axis.dim_param or axis.dim_value for axis in kind.shape.dim]
+    return TensorSpec(name=value.name, dtype=TensorProto.DataType.Name(kind.elem_type).lower(), shape=shape, unit="1")
