@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -26,12 +27,17 @@ class ImageEncoder(Trunk):
         settings = AutoConfig.for_model(**config)
         self.normalize = Normalize(parameters.mean, parameters.std)
         self.encoder: nn.Module = AutoModel.from_config(settings)
-        if list(getattr(self.encoder, "pooler", None) or nn.Identity().parameters()):
-            self.encoder.pooler = None
+        if getattr(self.encoder, "pooler", None) is not None:
+            # With parameters it is a layer of its own training task; without, the average below does the same.
+            self.encoder.pooler = nn.Identity()
         self.interpolate = getattr(settings, "image_size", None) not in (None, parameters.image_size) and hasattr(
             getattr(self.encoder, "embeddings", None), "interpolate_pos_encoding"
         )
-        self.width = _width(settings)
+        # Each family names the channels of its last feature map in its own way; the features themselves have them.
+        size = parameters.image_size
+        with torch.no_grad():
+            self.width = self.eval()(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
+        self.train()
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         return blocks_of(self.encoder)
@@ -41,15 +47,6 @@ class ImageEncoder(Trunk):
         more = {"interpolate_pos_encoding": True} if self.interpolate else {}
         states: Tensor = self.encoder(pixel_values=x, **more).last_hidden_state
         return states.mean(dim=(2, 3)) if states.ndim == 4 else states[:, 0]
-
-
-def _width(settings: Any) -> int:
-    """Channels of the last feature map, which each family names in its own way."""
-    if getattr(settings, "hidden_sizes", None):
-        return int(settings.hidden_sizes[-1])
-    if hasattr(settings, "last_hidden_size"):
-        return int(settings.last_hidden_size)
-    return int(settings.hidden_size)
 
 
 def build(spec: ModelSpec) -> Network:

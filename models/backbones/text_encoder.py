@@ -24,7 +24,7 @@ class TextEncoder(Trunk):
     def __init__(self, config: dict[str, Any], pooling: str) -> None:
         super().__init__()
         settings = AutoConfig.for_model(**config)
-        self.encoder: nn.Module = AutoModel.from_config(settings, attn_implementation="sdpa")
+        self.encoder: nn.Module = AutoModel.from_config(settings)
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # its own summary of the sentence is not used
         self.pooling = pooling

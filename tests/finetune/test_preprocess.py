@@ -140,7 +140,7 @@ def test_preparing_tells_how_far_it_is_and_can_be_stopped(tmp_path: Path) -> Non
 
 def test_an_item_that_does_not_fit_is_named_with_its_place(tmp_path: Path) -> None:
     dataset = table(tmp_path, ["a", "b", "label"], [[1, 2, "x"], [3, 4, "y"]])
-    with pytest.raises(BadInput, match=r"^line 2: the vector has 2 numbers"):
+    with pytest.raises(BadInput, match=r"^row 2: the vector has 2 numbers"):
         prepare(dataset, VectorInput(features=3), tmp_path)
 
 

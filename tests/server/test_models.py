@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import time
+
+from tests.server.bundles import publish_texts, publish_vectors
+from tests.server.conftest import Live, Start, message_of
+
+
+def by_id(live: Live) -> dict[str, dict[str, object]]:
+    answer = live.client.get("/v1/models").json()
+    assert answer["object"] == "list"
+    return {model["id"]: model for model in answer["data"]}
+
+
+def test_backbones_and_architectures_can_be_fine_tuned(live: Live) -> None:
+    models = by_id(live)
+    assert {model["object"] for model in models.values()} == {"model"}
+    assert {name: (models[name]["status"], models[name]["modality"]) for name in models} == {
+        "efficientnet-lite0": ("trainable", "image"),
+        "minilm-l6-v2": ("trainable", "text"),
+        "efficientnet_lite0": ("trainable", "image"),
+        "mlp": ("trainable", "vector"),
+    }
+
+
+def test_the_operators_backbones_are_listed(start: Start) -> None:
+    models = by_id(start(backbones={"ours": "/models/ours"}))
+    assert models["ours"]["status"] == "trainable"
+
+
+def test_a_published_model_is_noticed_and_described(start: Start) -> None:
+    live = start(poll_seconds=0.05)
+    publish_vectors(live.settings.repository)
+    while "points" not in by_id(live):
+        time.sleep(0.05)
+    model = by_id(live)["points"]
+    assert (model["status"], model["task"], model["version"]) == ("served", "classification", 1)
+    assert (model["modality"], model["classes"], model["metrics"]) == ("vector", 2, {"accuracy": 1.0})
+
+
+def test_one_model_comes_with_its_manifest(start: Start) -> None:
+    live = start()
+    publish_texts(live.settings.repository)
+    while (answer := live.client.get("/v1/models/days")).status_code == 404:
+        time.sleep(0.05)
+    model = answer.json()
+    assert model["manifest"]["labels"] == ["good", "bad"]
+    assert model["manifest"]["input"]["type"] == "text"
+    assert live.client.get("/v1/models/days:1").json() == model
+    assert "version 1 is served" in message_of(live.client.get("/v1/models/days:2"), 404)
+
+
+def test_a_trainable_model_has_no_manifest(live: Live) -> None:
+    model = live.client.get("/v1/models/mlp").json()
+    assert (model["status"], model["manifest"]) == ("trainable", None)
+
+
+def test_an_unknown_model(live: Live) -> None:
+    assert "'gpt-17'" in message_of(live.client.get("/v1/models/gpt-17"), 404)
+
+
+def test_a_fine_tuned_model_may_be_trained_further(start: Start) -> None:
+    live = start()
+    publish_vectors(live.settings.repository)
+    file_id = live.file_id("points.csv", b"x,y,label\n1,2,a\n2,3,a\n3,-1,b\n4,-2,b\n")
+    for model in ("points", "points:1"):
+        job = live.client.post("/v1/fine_tuning/jobs", json={"model": model, "training_file": file_id}).json()
+        assert (job["model"], job["status"]) == (model, "queued")
+    answer = live.client.post("/v1/fine_tuning/jobs", json={"model": "points:9", "training_file": file_id})
+    assert "it has 1" in message_of(answer, 404)
