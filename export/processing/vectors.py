@@ -19,7 +19,8 @@ def vector(values: Sequence[float] | bytes, spec: VectorInput) -> np.ndarray:
         array = np.frombuffer(values, dtype="<f4")
     else:
         try:
-            array = np.asarray(values, dtype=np.float32)
+            with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such below
+                array = np.asarray(values, dtype=np.float32)
         except (TypeError, ValueError, OverflowError) as error:
             raise BadInput(f"a vector is a list of numbers: {error}") from error
     if array.shape != (spec.features,):
