@@ -103,7 +103,9 @@ def _csv(stream: IO[bytes], filename: str) -> Table:
             names = reader.schema.names
         stream.seek(start)
         # As text, so that a label "007" stays one; numbers are made where numbers are wanted.
-        convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pyarrow.string()), strings_can_be_null=True)
+        # And only nothing is missing: "NA" and "None" may be labels.
+        types = dict.fromkeys(names, pyarrow.string())
+        convert = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
         table = csv.read_csv(stream, parse_options=parse, convert_options=convert)
     except pyarrow.ArrowInvalid as error:
         raise BadFile(f"{filename}: {error}") from error
