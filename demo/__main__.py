@@ -26,7 +26,7 @@ DIGITS: dict[str, Any] = {
     "name": "digits",
     "seed": 1,
     "image_size": 64,
-    "hyperparameters": {"n_epochs": 2, "batch_size": 32, "learning_rate": 2e-3},
+    "hyperparameters": {"n_epochs": 3, "batch_size": 32, "learning_rate": 1e-3},
 }
 LANGUAGES: dict[str, Any] = {
     "model": "minilm-l6-v2",

@@ -94,27 +94,31 @@ def test_from_a_table_to_a_bundle_that_answers(tmp_path: Path) -> None:
     assert np.mean([label == f"class_{target}" for label, target in zip(found, wine.target, strict=True)]) >= 0.95
     with Image.open(folder / "training_curve.png") as picture:
         assert picture.size[0] > 400
+    report = msgspec.json.decode((folder / "evaluation.json").read_bytes())
+    assert report["samples"] == pytest.approx(0.2 * 178, abs=2), "the test split"
+    assert report["loss"] == manifest.metrics["loss"] != manifest.metrics["validation_loss"]
     assert not (job.folder / "cache").exists()
 
-
-def test_metrics_are_those_of_the_test_split(tmp_path: Path) -> None:
-    training = table(tmp_path / "iris.csv", load_iris())
-    manifest = run(request(tmp_path, training, data=Data(validation=0.2, test=0.4)), Recorder())
-    report = msgspec.json.decode((tmp_path / "repository" / "model" / "1" / "evaluation.json").read_bytes())
-    assert report["samples"] == pytest.approx(0.4 * 150, abs=2)
-    assert report["loss"] == manifest.metrics["loss"] != manifest.metrics["validation_loss"]
+    reporter = Recorder()
+    assert run(job, reporter) == manifest, "a job that has published does not publish twice"
+    assert reporter.states == []
 
 
-def test_the_vectors_are_standardized_with_the_training_split_alone(tmp_path: Path) -> None:
+def test_a_validation_file_is_for_measuring_only(tmp_path: Path) -> None:
     iris = load_iris()
     training = table(tmp_path / "iris.csv", iris)
     other = load_iris()
-    other.data = other.data * 100.0
-    validation = table(tmp_path / "far.csv", other)
-    manifest = run(request(tmp_path, training, validation=validation), Recorder())
+    other.data = np.concatenate([other.data * 100.0, other.data[:5]])
+    other.target = np.concatenate([other.target, other.target[:5]])
+    reporter = Recorder()
+    manifest = run(request(tmp_path, training, validation=table(tmp_path / "far.csv", other)), reporter)
     state = tensors(tmp_path, manifest)
     np.testing.assert_allclose(state["trunk.standardize.mean"], iris.data.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(state["trunk.standardize.std"], iris.data.std(axis=0), rtol=1e-4)
+    assert manifest.parity.samples == 155
+    (leak,) = [event for event in reporter.events if event[1] == "leakage"]
+    assert leak[0] == "warn"
+    assert leak[2].startswith("5 of 155 validation items are in the training file")
 
 
 def test_the_recorded_recipe_has_numbers_for_auto_and_gives_the_same_weights_again(tmp_path: Path) -> None:
@@ -160,25 +164,19 @@ def test_a_run_cut_off_while_exporting_publishes_nothing_and_then_does_not_train
     assert reporter.reports == []
 
 
-def test_a_job_that_has_published_does_not_publish_twice(tmp_path: Path) -> None:
-    job = request(tmp_path, table(tmp_path / "iris.csv", load_iris()))
-    manifest = run(job, Recorder())
-    reporter = Recorder()
-    assert run(job, reporter) == manifest
-    assert reporter.states == []
-    assert run(msgspec.structs.replace(job, job_id="job-2", folder=tmp_path / "other"), Recorder()).version == 2
-
-
 def test_another_recipe_in_the_same_folder_starts_anew(tmp_path: Path) -> None:
     training = table(tmp_path / "iris.csv", load_iris())
-    job = request(tmp_path, training)
-    run(job, Recorder())
-    changed = request(tmp_path, training, seed=4)
-    reporter = Recorder()
-    run(msgspec.structs.replace(changed, folder=job.folder, job_id="job-2"), reporter)
+    job = request(tmp_path, training, checkpoint_seconds=0.0)
+    changed = msgspec.structs.replace(job, recipe=msgspec.structs.replace(job.recipe, seed=4))
+    steps = []
+    for which in (job, changed):
+        reporter = Recorder(cancel_at=20)
+        with pytest.raises(Cancelled):
+            run(which, reporter)
+        steps.append(reporter.checkpoints[0][0])
     assert "belongs to a run with another recipe or other data" in reporter.messages()
     assert "going on" not in reporter.messages()
-    assert reporter.reports[0]["validation_loss"] > 2 * reporter.reports[-1]["validation_loss"]  # type: ignore[operator]
+    assert steps == [1, 1]
 
 
 def test_training_goes_on_from_a_published_model(tmp_path: Path) -> None:
@@ -221,22 +219,6 @@ def test_a_published_models_own_order_of_labels_is_kept(tmp_path: Path) -> None:
     assert np.mean([label == iris.target_names[t] for label, t in zip(found, iris.target, strict=True)]) > 0.9
 
 
-def test_leakage_from_training_to_validation_is_reported(tmp_path: Path) -> None:
-    training = table(tmp_path / "iris.csv", load_iris())
-    reporter = Recorder()
-    run(request(tmp_path, training, validation=training, hyperparameters=Hyperparameters(n_epochs=1)), reporter)
-    (leak,) = [event for event in reporter.events if event[1] == "leakage"]
-    assert leak[0] == "warn"
-    assert leak[2].startswith("150 of 150 validation items are in the training file")
-
-
-def test_stopping_early_is_said(tmp_path: Path) -> None:
-    training = table(tmp_path / "iris.csv", load_iris())
-    reporter = Recorder()
-    run(request(tmp_path, training, stopping=Stopping(metric="accuracy", patience=2)), reporter)
-    assert "stopped early after" in reporter.messages()
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -257,15 +239,16 @@ def test_what_a_user_can_change_fails_in_words(fields: dict[str, Any], words: st
     assert bundle.names(job.repository) == []
 
 
-def test_items_left_out_are_named(tmp_path: Path) -> None:
+def test_what_is_left_out_and_cut_short_is_said(tmp_path: Path) -> None:
     training = table(tmp_path / "iris.csv", load_iris())
     with training.path.open("a") as stream:
         stream.write("1,2,3,much,setosa\n")
     reporter = Recorder()
-    run(request(tmp_path, file(training.path), hyperparameters=Hyperparameters(n_epochs=1)), reporter)
+    run(request(tmp_path, file(training.path), stopping=Stopping(metric="accuracy", patience=2)), reporter)
     (problem,) = [message for _, type, message in reporter.events if type == "problem"]
     assert "152" in problem
     assert "much" in problem
+    assert "stopped early after" in reporter.messages()
 
 
 def digit_archive(path: Path, items: int) -> FileRef:
