@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from models import catalog
@@ -31,11 +32,14 @@ def save(network: Network, folder: Path) -> None:
 
 
 def restore(folder: Path) -> Network:
-    """The network that `save` wrote. Raises ValueError naming what does not fit."""
+    """The network that `save` wrote. Raises ValueError naming what is damaged or does not fit, OSError naming a file
+    that is not there."""
     spec = msgspec.json.decode((folder / SPEC).read_bytes(), type=ModelSpec)
     network = build(spec)
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {folder / SPEC}: {error}") from error
     return network

@@ -318,7 +318,7 @@ class JobStore:
         """Jobs in every state, 0 where there are none."""
         query = select(schema.jobs.c.state, func.count()).group_by(schema.jobs.c.state)
         with self.reading.connect() as connection:
-            found: dict[str, int] = dict(connection.execute(query).tuples().all())
+            found = {row[0]: row[1] for row in connection.execute(query)}
         return {state.value: found.get(state.value, 0) for state in State}
 
     def running_metrics(self) -> dict[str, dict[str, float]]:

@@ -8,13 +8,14 @@ from torch import nn
 def blocks_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Blocks from the input to the output; every parameter is in exactly one.
 
-    Walks the modules in the order of their registration, which in transformers is that of the computation. A list of
-    layers (or stages) gives one block an entry; whatever else holds parameters gives one block as a whole.
+    Walks the modules in the order of their registration, which in transformers is that of the computation, but for
+    tables of embeddings beside a list of layers: they are read before it. A list of layers (or stages) gives one block
+    an entry; whatever else holds parameters gives one block as a whole.
     """
     found: list[tuple[str, nn.Module]] = []
 
     def walk(prefix: str, module: nn.Module) -> None:
-        for name, child in module.named_children():
+        for name, child in sorted(module.named_children(), key=lambda named: not isinstance(named[1], nn.Embedding)):
             path = f"{prefix}{name}"
             if not any(True for _ in child.parameters()):
                 continue

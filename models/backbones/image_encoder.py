@@ -1,4 +1,4 @@
-"""ResNet, ConvNeXt, MobileNet or ViT from transformers as a trunk."""
+"""ResNet, ConvNeXt, MobileNet, ViT and their relatives from transformers as a trunk."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
 from models import catalog
 from models.backbones.blocks import blocks_of
+from models.backbones.encoder import build_encoder
 from models.network import Network, Normalize, Trunk
 from models.spec import ModelSpec
+
+# Families whose features are known to be what their own classifiers see; one is added here with its test.
+FAMILIES = ("convnext", "convnextv2", "deit", "dinov2", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet", "swin",
+            "vit")  # fmt: skip
 
 
 class ImageEncoder(Trunk):
     """uint8 [batch, height, width, 3] → float32 [batch, channels].
 
-    Convolutional features are averaged over their positions; of a Vision Transformer the class token is taken.
+    The class token where the family has one, else the average over all positions, as the family itself pools it
+    (ConvNeXt normalizes it once more).
     """
 
     input_names = ("pixels",)
 
     def __init__(self, config: dict[str, Any], parameters: catalog.ImageEncoderParameters) -> None:
         super().__init__()
-        settings = AutoConfig.for_model(**config)
         self.normalize = Normalize(parameters.mean, parameters.std)
-        self.encoder: nn.Module = AutoModel.from_config(settings)
-        if getattr(self.encoder, "pooler", None) is not None:
-            # With parameters it is a layer of its own training task; without, the average below does the same.
-            self.encoder.pooler = nn.Identity()
-        self.interpolate = getattr(settings, "image_size", None) not in (None, parameters.image_size) and hasattr(
-            getattr(self.encoder, "embeddings", None), "interpolate_pos_encoding"
-        )
+        self.encoder: Any = build_encoder(config)
+        embeddings = getattr(self.encoder, "embeddings", None)
+        self.class_token = hasattr(embeddings, "cls_token")
+        if self.class_token and getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler = nn.Identity()  # a layer of its own training task
+        trained_size = getattr(self.encoder.config, "image_size", parameters.image_size)
+        self.interpolate = trained_size != parameters.image_size and hasattr(embeddings, "interpolate_pos_encoding")
         # Each family names the channels of its last feature map in its own way; the features themselves have them.
         size = parameters.image_size
         with torch.no_grad():
@@ -45,14 +49,20 @@ class ImageEncoder(Trunk):
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.normalize(pixels)
         more = {"interpolate_pos_encoding": True} if self.interpolate else {}
-        states: Tensor = self.encoder(pixel_values=x, **more).last_hidden_state
-        return states.mean(dim=(2, 3)) if states.ndim == 4 else states[:, 0]
+        answer = self.encoder(pixel_values=x, **more)
+        features: Tensor = answer.last_hidden_state[:, 0] if self.class_token else answer.pooler_output.flatten(1)
+        return features
 
 
 def build(spec: ModelSpec) -> Network:
-    """Raises ValueError when the backbone's configuration is still open (`weights.complete` fills it in)."""
+    """Raises ValueError when the backbone's configuration is still open (`weights.complete` fills it in) or of no
+    family that is known."""
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.ImageEncoderParameters)
     if parameters.config is None:
         raise ValueError("image_encoder: give `weights` (a backbone, folder or hub id), or `config`")
+    if parameters.config.get("model_type") not in FAMILIES:
+        raise ValueError(
+            f"image_encoder: a {parameters.config.get('model_type')} is not among its families: {', '.join(FAMILIES)}"
+        )
     return Network(spec, ImageEncoder(parameters.config, parameters), parameters.dropout)

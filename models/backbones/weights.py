@@ -14,13 +14,17 @@ from typing import Any
 
 import msgspec
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from models import catalog
-from models.backbones import efficientnet_lite
+from models.backbones import efficientnet_lite, image_encoder
+from models.backbones.text_encoder import is_text_encoder
 from models.network import Network
 from models.spec import ModelSpec
 
@@ -43,9 +47,7 @@ def spec_for(model: str, backbones: Mapping[str, str] = NO_BACKBONES) -> ModelSp
     elif model in catalog.ARCHITECTURES and model not in backbones:
         return ModelSpec(architecture=model)
     else:
-        config = _config(backbones.get(model, model))
-        architecture = "image_encoder" if _reads_images(config) else "text_encoder"
-        spec = ModelSpec(architecture=architecture, weights=model)
+        spec = ModelSpec(architecture=_architecture(model, _config(backbones.get(model, model))), weights=model)
     return complete(spec, backbones)
 
 
@@ -67,15 +69,17 @@ def complete(spec: ModelSpec, backbones: Mapping[str, str] = NO_BACKBONES) -> Mo
     if parameters.config is not None:
         return spec
     config = _config(_place(spec.weights, backbones))
-    images = _reads_images(config)
-    if images != isinstance(parameters, catalog.ImageEncoderParameters):
-        kind = "images" if images else "text"
+    architecture = _architecture(spec.weights, config)
+    if architecture != spec.architecture:
+        kind = "images" if architecture == "image_encoder" else "text"
         raise ValueError(
-            f"weights {spec.weights!r}: a {config['model_type']} for {kind} does not fit {spec.architecture}"
+            f"weights {spec.weights!r}: a {config['model_type']} for {kind} does not fit {spec.architecture}; "
+            f"the architecture for it is {architecture}"
         )
     filled = {**spec.hyperparameters, "config": config}
     if isinstance(parameters, catalog.ImageEncoderParameters):
-        filled = {**_preprocessing(_place(spec.weights, backbones), config), **filled}
+        if not {"image_size", "mean", "std"} <= filled.keys():
+            filled = {**_preprocessing(_place(spec.weights, backbones), config), **filled}
     elif "max_length" not in filled and isinstance(config.get("max_position_embeddings"), int):
         filled["max_length"] = min(parameters.max_length, config["max_position_embeddings"])
     return msgspec.structs.replace(spec, hyperparameters=filled)
@@ -84,7 +88,7 @@ def complete(spec: ModelSpec, backbones: Mapping[str, str] = NO_BACKBONES) -> Mo
 def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKBONES) -> None:
     """Put pre-trained weights into the trunk, and into the head where the checkpoint has one for the same classes.
 
-    Raises ValueError when a tensor is missing or has another shape.
+    Raises ValueError when the file is damaged, or when a tensor is missing or has another shape.
     """
     place = _place(weights, backbones)
     if network.spec.architecture == "efficientnet_lite0":
@@ -94,14 +98,19 @@ def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKB
         _fill(network, state, weights, optional=("head.",))
         return
     try:
-        source = AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
-    except (OSError, RuntimeError, ValueError) as error:
+        source, report = AutoModel.from_pretrained(
+            place, use_safetensors=True, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"weights {weights!r} cannot be loaded: {error}") from error
-    inner = {f"trunk.encoder.{name}": tensor for name, tensor in source.state_dict().items()}
+    # What the file lacks has been filled with random numbers, without a word.
+    inner = {
+        f"trunk.encoder.{name}": tensor
+        for name, tensor in source.state_dict().items()
+        if name not in report["missing_keys"]
+    }
     own = {name for name in network.state_dict() if name.startswith("trunk.encoder.")}
-    _fill(
-        network, {name: tensor for name, tensor in inner.items() if name in own}, weights, ("head.", "trunk.normalize.")
-    )
+    _fill(network, {name: tensor for name, tensor in inner.items() if name in own}, weights, optional=("head.",))
 
 
 def tokenizer_json(weights: str, backbones: Mapping[str, str] = NO_BACKBONES) -> tuple[bytes, int]:
@@ -115,7 +124,7 @@ def tokenizer_json(weights: str, backbones: Mapping[str, str] = NO_BACKBONES) ->
         tokenizer = Tokenizer.from_file(str(file))
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True).backend_tokenizer
+            tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False).backend_tokenizer
         except (OSError, ValueError, AttributeError) as error:
             raise ValueError(f"weights {weights!r}: no fast tokenizer: {error}") from error
     tokenizer.no_truncation()
@@ -149,9 +158,9 @@ def _place(weights: str, backbones: Mapping[str, str]) -> str:
 def _config(place: str) -> dict[str, Any]:
     """config.json of a folder or hub id, with the defaults of its family."""
     try:
-        config: dict[str, Any] = AutoConfig.from_pretrained(place).to_dict()
-    except (OSError, ValueError, KeyError) as error:
-        if Path(place).is_absolute() or Path(place).is_dir():
+        config: dict[str, Any] = AutoConfig.from_pretrained(place, trust_remote_code=False).to_dict()
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        if Path(place).is_absolute() or Path(place).is_dir() or not isinstance(error, OSError):
             raise ValueError(f"{place} holds no Hugging Face checkpoint that can be read: {error}") from error
         known = ", ".join(sorted({*catalog.BACKBONES, *catalog.ARCHITECTURES}))
         raise ValueError(
@@ -161,15 +170,24 @@ def _config(place: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 
-def _reads_images(config: Mapping[str, Any]) -> bool:
-    return "num_channels" in config or "image_size" in config
+def _architecture(model: str, config: Mapping[str, Any]) -> str:
+    """The architecture of ours that a config.json belongs to."""
+    family = config.get("model_type")
+    if family in image_encoder.FAMILIES:
+        return "image_encoder"
+    if is_text_encoder(config):
+        return "text_encoder"
+    raise ValueError(
+        f"model {model!r} is a {family}: neither an encoder of texts nor an image backbone of a family that is known "
+        f"({', '.join(image_encoder.FAMILIES)})"
+    )
 
 
 def _preprocessing(place: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Image size, mean and deviation that the checkpoint was trained with, from preprocessor_config.json beside it."""
     found: dict[str, Any] = {}
-    file = Path(place) / "preprocessor_config.json"
-    settings = json.loads(file.read_text()) if file.is_file() else {}
+    file = _beside(place, "preprocessor_config.json")
+    settings = json.loads(file.read_text()) if file is not None else {}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if isinstance(settings.get(theirs), list) and len(settings[theirs]) == 3:
             found[ours] = settings[theirs]
@@ -179,6 +197,22 @@ def _preprocessing(place: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(size, int):
         found["image_size"] = size
     return found
+
+
+def _beside(place: str, name: str) -> Path | None:
+    """A file of a folder or hub id; None when there is none of that name."""
+    if Path(place).is_dir():
+        file = Path(place) / name
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(place, name))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"model {place!r}: {name} cannot be fetched from this machine, and without it its image_size, mean and std "
+            "are not known; give them as hyperparameters, or download the whole model and give its folder"
+        ) from error
+    except EntryNotFoundError:
+        return None
 
 
 def _fill(network: Network, state: Mapping[str, Tensor], weights: str, optional: tuple[str, ...]) -> None:

@@ -268,12 +268,12 @@ def test_a_convolutional_backbone_learns_images(tmp_path: Path) -> None:
         tmp_path,
         training,
         model="efficientnet-lite0",
-        image_size=32,
-        transfer=Transfer(freeze="block2"),
-        hyperparameters=Hyperparameters(n_epochs=3, batch_size=16, learning_rate=1e-3),
+        image_size=64,
+        transfer=Transfer(freeze="all"),
+        hyperparameters=Hyperparameters(n_epochs=3, batch_size=16, learning_rate=3e-3),
     )
     manifest = run(job, Recorder())
-    assert manifest.input == ImageInput(height=32, width=32, resize="stretch", crop_fraction=1.0)
+    assert manifest.input == ImageInput(height=64, width=64, resize="stretch", crop_fraction=1.0)
     assert manifest.metrics["accuracy"] > 0.5
     with zipfile.ZipFile(training.path) as archive:
         names = archive.namelist()[:100]

@@ -1,0 +1,209 @@
+"""The batcher: who runs with whom, who gets which answer, and who never runs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.metrics import ROWS, SECONDS, Distribution
+from server.runtime.batcher import Batcher, DeadlinePassed, QueueFull, RunFailed, alike
+
+LATER = 3600.0
+
+
+class Recorder:
+    """A session that answers every row with itself, keeps the batches, and can be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Any]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, rows: list[Any], outputs: list[str]) -> dict[str, np.ndarray]:
+        self.batches.append(list(rows))
+        assert self.gate.wait(10)
+        if "fail" in rows:
+            raise RuntimeError("broken")
+        return {output: np.array([f"{output}:{row}" for row in rows]) for output in outputs}
+
+
+def batcher(run: Recorder, **options: Any) -> Batcher:
+    settings: dict[str, Any] = {
+        "max_batch_size": 4,
+        "max_queue_delay": 0.0,
+        "queue_limit": 100,
+        "inline": False,
+        "length": None,
+        "batches": Distribution(ROWS),
+        "queue_seconds": Distribution(SECONDS),
+        "inference_seconds": Distribution(SECONDS),
+    }
+    return Batcher(run, **{**settings, **options})
+
+
+def deadline(seconds: float = LATER) -> float:
+    return time.perf_counter() + seconds
+
+
+async def held(run: Recorder, queue: Batcher) -> asyncio.Future[list[np.ndarray]]:
+    """A first batch that runs until the gate opens."""
+    run.gate.clear()
+    first = queue.submit(["first"], "logits", deadline()).future
+    while not run.batches:
+        await asyncio.sleep(0.001)
+    return first
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_an_idle_session_runs_a_request_at_once(inline: bool) -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run, inline=inline)
+        answer = await asyncio.wait_for(queue.submit(["a"], "logits", deadline()).future, 5)
+        assert [str(row) for row in answer] == ["logits:a"]
+        assert run.batches == [["a"]]
+
+    asyncio.run(story())
+
+
+def test_what_arrives_during_a_run_is_the_next_batch_up_to_its_size() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run)
+        first = await held(run, queue)
+        tickets = [queue.submit([i], "logits", deadline()) for i in range(6)]
+        assert queue.depth() == 6
+        run.gate.set()
+        await asyncio.gather(first, *(ticket.future for ticket in tickets))
+        assert run.batches == [["first"], [0, 1, 2, 3], [4, 5]]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_everybody_gets_their_own_rows_in_their_order(inline: bool) -> None:
+    async def story() -> None:
+        queue = batcher(Recorder(), inline=inline, length=lambda row: 1 + row % 5, queue_limit=1000)
+
+        async def ask(i: int) -> None:
+            await asyncio.sleep((i % 7) / 1000)
+            rows = [100 * i + j for j in range(1 + i % 9)]
+            output = ("logits", "embedding")[i % 2]
+            found = await queue.submit(rows, output, deadline()).future
+            assert [str(row) for row in found] == [f"{output}:{row}" for row in rows]
+
+        await asyncio.wait_for(asyncio.gather(*(ask(i) for i in range(60))), 30)
+        assert queue.depth() == 0
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run, queue_limit=3)
+        first = await held(run, queue)
+        kept = [queue.submit([i], "logits", deadline()) for i in range(3)]
+        with pytest.raises(QueueFull) as refused:
+            queue.submit(["too many"], "logits", deadline())
+        assert refused.value.retry_after >= 1
+        run.gate.set()
+        await asyncio.gather(first, *(ticket.future for ticket in kept))
+
+    asyncio.run(story())
+
+
+def test_a_request_past_its_deadline_costs_no_run() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run)
+        first = await held(run, queue)
+        late = queue.submit(["late"], "logits", deadline(0.01))
+        patient = queue.submit(["patient"], "logits", deadline())
+        await asyncio.sleep(0.05)
+        run.gate.set()
+        with pytest.raises(DeadlinePassed):
+            await late.future
+        await asyncio.gather(first, patient.future)
+        assert run.batches == [["first"], ["patient"]]
+
+    asyncio.run(story())
+
+
+def test_a_cancelled_request_costs_no_run() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run)
+        first = await held(run, queue)
+        gone = queue.submit(["gone", "too"], "logits", deadline())
+        stays = queue.submit(["stays"], "logits", deadline())
+        gone.future.cancel()
+        run.gate.set()
+        await asyncio.gather(first, stays.future)
+        assert run.batches == [["first"], ["stays"]]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_batch_that_fails_fails_alone(inline: bool) -> None:
+    async def story() -> None:
+        queue = batcher(Recorder(), inline=inline)
+        with pytest.raises(RunFailed, match="broken"):
+            await queue.submit(["fail"], "logits", deadline()).future
+        assert len(await queue.submit(["well"], "logits", deadline()).future) == 1
+
+    asyncio.run(story())
+
+
+def test_with_a_delay_an_incomplete_batch_waits_and_a_full_one_does_not() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run, max_queue_delay=0.05)
+        early = queue.submit(["a"], "logits", deadline())
+        await asyncio.sleep(0.01)
+        assert run.batches == []
+        await asyncio.gather(early.future, queue.submit(["b"], "logits", deadline()).future)
+        assert run.batches == [["a", "b"]]
+        slow = batcher(run, max_queue_delay=60.0)
+        await asyncio.wait_for(slow.submit([1, 2, 3, 4], "logits", deadline()).future, 5)
+
+    asyncio.run(story())
+
+
+def test_the_oldest_row_always_runs_and_padding_stays_bounded() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        lengths = random.integers(1, 500, random.integers(1, 80)).tolist()
+        chosen = alike(lengths, 16)
+        assert chosen[0] == 0
+        assert len(set(chosen)) == len(chosen) <= 16
+        padded = max(lengths[i] for i in chosen) * len(chosen)
+        assert sum(lengths[i] for i in chosen) >= 0.75 * padded
+
+
+def test_texts_of_a_length_run_together() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run, length=len)
+        first = await held(run, queue)
+        rows = ["s1", "a long text of many words", "s2", "s3", "another long text of many words", "s4"]
+        tickets = [queue.submit([row], "logits", deadline()) for row in rows]
+        run.gate.set()
+        await asyncio.gather(first, *(ticket.future for ticket in tickets))
+        assert run.batches[1:] == [["s1", "s2", "s3", "s4"], [rows[1], rows[4]]]
+
+    asyncio.run(story())
+
+
+def test_distributions_count_into_the_right_buckets() -> None:
+    found = Distribution((1, 2, 4))
+    for value in (0.5, 1, 1.5, 4, 100):
+        found.observe(value)
+    assert found.counts == [2, 1, 1, 1]
+    assert found.sum == 107
