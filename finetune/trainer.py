@@ -4,7 +4,7 @@ One loop over optimizer steps. The random numbers of step k follow from (seed, k
 (seed, e), so a run that is interrupted anywhere and goes on from a checkpoint ends with the same weights, bit for bit
 on a CPU. On several processes (accelerate's launcher) each step's items are divided among them and their gradients
 summed, so a recipe trains the same network on one device or on eight; every process evaluates, the first one writes
-and reports.
+the checkpoints.
 """
 
 from __future__ import annotations

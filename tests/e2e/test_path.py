@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import msgspec
 import numpy as np
 import openai
 import pytest
@@ -22,14 +21,6 @@ from sklearn.datasets import load_digits
 
 from demo.client import events
 from export import bundle
-from export.processing.images import decode_image
-from export.processing.inputs import ImageInput
-from finetune.data.datasets import open_dataset
-from finetune.preprocess import prepare
-from finetune.recipe import Data
-from server.runtime.model import load
-from server.settings import Settings
-from tests.server.bundles import publish_images
 
 pytestmark = pytest.mark.slow
 
@@ -180,34 +171,3 @@ def test_a_server_killed_in_a_job_goes_on_with_it(served: Served) -> None:
         time.sleep(0.2)
     assert client.fine_tuning.jobs.retrieve(job.id).status == "succeeded"
     assert bundle.versions(served.home / "repository", "survivor") == [1]
-
-
-def test_the_same_bytes_give_the_same_tensor_in_training_and_over_http(tmp_path: Path) -> None:
-    """Training's pipeline, the manifest's pre-processing and what the served graph receives: one tensor."""
-    manifest = publish_images(tmp_path / "repository", size=11)
-    assert isinstance(manifest.input, ImageInput)
-    random = np.random.default_rng(0)
-    images = {
-        f"{label}/{i}.png": png(random.integers(0, 256, (19, 23, 3), np.uint8)) for label in "ab" for i in range(3)
-    }
-    (tmp_path / "x.zip").write_bytes(zipped(images))
-    dataset = open_dataset(tmp_path / "x.zip", "x.zip", Data())
-    trained_on = prepare(dataset, manifest.input, None, tmp_path, lambda done, items: None).batch(np.arange(6))[
-        "pixels"
-    ]
-
-    received: list[np.ndarray] = []
-    from server.routes.inference import raw_rows
-
-    loaded = load(tmp_path / "repository" / "shades" / "1", Settings(home=tmp_path))
-
-    class Reads:
-        manifest = loaded.manifest
-        texts = None
-
-    for item in range(6):
-        rows, _ = raw_rows(Reads, "image/png", dataset.content(item))  # type: ignore[arg-type]
-        received += rows
-        np.testing.assert_array_equal(rows[0], decode_image(dataset.content(item), loaded.manifest.input))  # type: ignore[arg-type]
-    np.testing.assert_array_equal(np.stack(received), trained_on)
-    assert msgspec.json.encode(loaded.manifest.input) == msgspec.json.encode(manifest.input)
