@@ -5,7 +5,6 @@ Run: make demo
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shlex
@@ -81,14 +80,13 @@ def main() -> None:
 
     sample = FOLDER / "sample.png"
     sample.write_bytes(digits_held_out[0][0])
-    data_url = "data:image/png;base64," + base64.b64encode(digits_held_out[0][0]).decode()
     sentence = {"model": "languages", "input": "Il gatto dorme sul tavolo della cucina.", "top_k": 3}
+    embedded = {"model": "languages", "input": sentence["input"]}
     console.rule(f"all of it took {time.monotonic() - started:.0f} s; go on with")
     for command in (
         f"curl -s '{url}/v1/classify?model=digits&top_k=3' -H 'content-type: image/png' --data-binary @{sample}",
         f"curl -s {url}/v1/classify -H 'content-type: application/json' -d {shlex.quote(json.dumps(sentence))}",
-        f"curl -s {url}/v1/embeddings -H 'content-type: application/json'"
-        f' -d \'{{"model": "digits", "input": "{data_url[:40]}..."}}\'',
+        f"curl -s {url}/v1/embeddings -H 'content-type: application/json' -d {shlex.quote(json.dumps(embedded))}",
         f"curl -s {url}/v1/models",
         f"curl -s {url}/metrics | grep ^espalier_",
     ):
