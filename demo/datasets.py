@@ -7,6 +7,7 @@ import gettext
 import io
 import re
 import zipfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 # Latin and Cyrillic scripts, with neighbours that are easily confused: es/it/pt, da/nb/sv, cs/sk, nl/de/af, ru/uk.
 LANGUAGES = ("af", "cs", "da", "de", "el", "es", "fi", "fr", "it", "nb", "nl", "pl", "pt", "ru", "sk", "sv", "tr", "uk")
-PLACEHOLDER = re.compile(r"%\(\w+\)[sd]|%[sd]|<[^>]+>|\{\w*\}|&\w+;")
+PLACEHOLDER = re.compile(r"%\(\w+\)\.?\d*[a-z]|%\.?\d*[a-z]\b|%%|<[^>]+>|\{[^{}]*\}|&#?\w+;|&")
 SHORTEST = 20
 
 Sample = tuple[bytes, str]
@@ -55,44 +56,59 @@ def png(pixels: np.ndarray) -> bytes:
 def languages(folder: Path, held_out: float = 0.2) -> tuple[Path, list[Sentence]]:
     """Sentences of Django's message catalogues: a CSV file to train on, and held-out sentences with their language.
 
-    Sentences of 20 characters or more without placeholders and tags; none twice, none left in English. A sentence is
-    held out in all languages or in none, so that its translations do not give it away.
+    Sentences of 20 characters or more without placeholders and tags; none twice, even if case and punctuation differ,
+    none that two languages share, none left in English. A sentence is held out in all languages or in none, so that
+    its translations do not give it away.
     """
-    found: dict[str, Sentence] = {}
-    doubtful: set[str] = set()
+    texts: dict[str, str] = {}
+    spoken: defaultdict[str, set[str]] = defaultdict(set)
+    sources: defaultdict[str, set[str]] = defaultdict(set)
     for language in LANGUAGES:
         for english, text in catalogue(language):
-            if text in found and found[text][0] != language:
-                doubtful.add(text)
-            found.setdefault(text, (language, english))
-    sources = sorted({english for _, english in found.values()})
+            key = words(text)
+            texts.setdefault(key, text)
+            spoken[key].add(language)
+            sources[key].add(words(english))
+    sentences = sorted(set().union(*sources.values()))
     random = np.random.default_rng(0)
-    kept_sources = set(random.permutation(sources)[: round(len(sources) * held_out)])
+    kept_sentences = set(random.permutation(sentences)[: round(len(sentences) * held_out)])
     kept: list[Sentence] = []
     path = folder / "languages.csv"
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
-        for text, (language, english) in found.items():
-            if text in doubtful:
+        for key, text in texts.items():
+            if len(spoken[key]) > 1:
                 continue
-            if english in kept_sources:
+            (language,) = spoken[key]
+            if sources[key] <= kept_sentences:
                 kept.append((text, language))
-            else:
+            elif not sources[key] & kept_sentences:
                 writer.writerow([text, language])
     return path, kept
 
 
 def catalogue(language: str) -> Sequence[tuple[str, str]]:
-    """Pairs of English sentence and translation, cleaned, from all of Django's catalogues in a language."""
+    """Pairs of English sentence and translation, both cleaned, from all of Django's catalogues in a language."""
     pairs: list[tuple[str, str]] = []
     for path in sorted(Path(django.__file__).parent.rglob(f"locale/{language}/LC_MESSAGES/*.mo")):
         with path.open("rb") as file:
             messages: dict[str | tuple[str, int], str] = vars(gettext.GNUTranslations(file))["_catalog"]
         for key, message in messages.items():
-            english = key[0] if isinstance(key, tuple) else key
-            text = " ".join(PLACEHOLDER.sub("", message).split())
-            if english and len(text) >= SHORTEST and text != " ".join(PLACEHOLDER.sub("", english).split()):
+            # A context comes before the sentence, with \x04 between them; of a plural the singular is the key.
+            english = cleaned((key[0] if isinstance(key, tuple) else key).rpartition("\x04")[2])
+            text = cleaned(message)
+            if english and len(text) >= SHORTEST and words(text) != words(english):
                 pairs.append((english, text))
     return pairs
+
+
+def cleaned(message: str) -> str:
+    """The words of a message: without placeholders, tags and entities, one space between them."""
+    return " ".join(PLACEHOLDER.sub(" ", message).split())
+
+
+def words(text: str) -> str:
+    """What is the same for sentences that differ in case and punctuation only."""
+    return " ".join(re.findall(r"\w+", text.casefold()))

@@ -14,6 +14,8 @@ from export.processing.inputs import BadInput
 from finetune.data.items import Source
 from finetune.data.problems import BadFile, Problem
 
+AT_ONCE = 4096
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -36,15 +38,21 @@ def check(source: Source) -> Checked:
         try:
             content = source.read(i)
             if source.labels[i] is None:
-                return "the label is missing"
+                return "the label is missing, or neither text nor a number"
             if source.kind == "images":
                 _decode(content)
             return digest(content)
         except (BadFile, BadInput) as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count() if source.kind == "images" else 1) as pool:
-        found = list(pool.map(judge, range(len(source))))
+    items = range(len(source))
+    found: list[bytes | str] = []
+    if source.kind == "images":
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(items), AT_ONCE):  # a future for each of millions would fill the memory
+                found += pool.map(judge, items[start : start + AT_ONCE])
+    else:
+        found += map(judge, items)
     problems = list(source.strays)
     first: dict[bytes, int] = {}
     duplicates: list[tuple[int, int]] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.checked import check
-from finetune.data.items import Kind, Source, open_source
+from finetune.data.items import Kind, Source, open_file, source_of
 from finetune.data.problems import BadFile, Problem
 from finetune.recipe import Data
 
@@ -59,7 +59,9 @@ def open_dataset(path: Path, filename: str, data: Data, labels: Sequence[str] | 
     labels: those of the training file, for a validation file. Raises BadFile when more than a tenth of the items is
     broken, when there is one class only, and for a label that is not among `labels`.
     """
-    source = open_source(path, filename, data)
+    source = source_of(open_file(path, filename), filename, data)
+    if not len(source):
+        raise BadFile(f"{filename}: holds no items")
     checked = check(source)
     if len(checked.good) < (1.0 - MOST_BROKEN) * len(source):
         first = checked.problems[0]

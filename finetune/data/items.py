@@ -41,17 +41,20 @@ class Source:
         return len(self.places)
 
 
-def open_source(path: Path, filename: str, data: Data) -> Source:
-    """Raises BadFile when it is none of the formats, is dangerous, or lacks a column that `data` names."""
+def open_file(path: Path, filename: str) -> Archive | Table:
+    """An archive of images, or a table of texts or vectors. Raises BadFile when it is neither, or dangerous."""
     if path.stat().st_size == 0:
         raise BadFile(f"{filename}: empty, 0 bytes")
-    archive = open_archive(path)
-    if archive is not None:
-        return _images(archive, data)
-    table = read_table(path, filename)
-    if data.text_column in table.columns:
-        return _texts(table, data)
-    return _vectors(table, data, filename)
+    return open_archive(path) or read_table(path, filename)
+
+
+def source_of(opened: Archive | Table, filename: str, data: Data) -> Source:
+    """The items of an opened file. Raises BadFile when it lacks a column that `data` names, or holds no such items."""
+    if isinstance(opened, Archive):
+        return _images(opened, data)
+    if data.text_column in opened.columns:
+        return _texts(opened, data)
+    return _vectors(opened, data, filename)
 
 
 def column(table: Table, name: str) -> Any:
@@ -71,7 +74,7 @@ def _images(archive: Archive, data: Data) -> Source:
         raise BadFile(f"the archive has several tables at its top, {' and '.join(sorted(tables))}; leave one")
     if tables:
         return _listed_images(archive, inner, tables[0], data)
-    strays = [Problem(name, "lies in no class folder") for name in inner if "/" not in name]
+    strays = [Problem(inner[name], "lies in no class folder") for name in inner if "/" not in name]
     members = [name for name in inner if "/" in name]
     if not members:
         raise BadFile("the archive has no class folders and no table: put each class's images in a folder of its own")
@@ -79,7 +82,7 @@ def _images(archive: Archive, data: Data) -> Source:
         kind="images",
         form=archive.form,
         columns={},
-        places=members,
+        places=[inner[name] for name in members],
         labels=[PurePosixPath(name).parts[0] for name in members],
         read=lambda i: archive.read(inner[members[i]]),
         features=[],
@@ -118,9 +121,7 @@ def _common_folder(members: list[str]) -> str:
         return ""
     prefix = f"{top.pop()}/"
     inside = [name.removeprefix(prefix) for name in members if name.startswith(prefix)]
-    wraps = len(inside) == len(members) and (
-        all("/" in name for name in inside) or any("/" not in name and form_of(name) for name in inside)
-    )
+    wraps = len(inside) == len(members) and any("/" in name or form_of(name) for name in inside)
     return prefix if wraps else ""
 
 
@@ -154,6 +155,8 @@ def _vectors(table: Table, data: Data, filename: str) -> Source:
     features = [name for name in table.columns if name != data.label_column]
     if not features:
         raise BadFile(f"{filename}: there is nothing to learn from beside the label")
+    if any(not name.strip() for name in features):
+        raise BadFile(f"{filename}: a column has no name; if it is an index saved along, leave it out, else name it")
     for name in features:
         if not any(number_of(value) is not None for value in table.columns[name][:1000]):
             raise BadFile(
@@ -167,7 +170,7 @@ def _vectors(table: Table, data: Data, filename: str) -> Source:
         found = [number_of(values[i]) for values in vectors]
         for name, value in zip(features, found, strict=True):
             if value is None or value != value or abs(value) > 3.4e38:
-                raise BadFile(f"column {name!r} holds {table.columns[name][i]!r}, not a finite number")
+                raise BadFile(f"column {name!r} holds {repr(table.columns[name][i])[:80]}, not a finite number")
         return [value for value in found if value is not None]
 
     return Source(

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from finetune.data.archives import open_archive
 from finetune.data.checked import check
-from finetune.data.items import Kind, open_source
+from finetune.data.items import Kind, open_file, source_of
 from finetune.data.problems import BadFile, Problem
-from finetune.data.tables import Table, number_of, read_table, text_of
+from finetune.data.tables import Table, number_of, text_of
 from finetune.recipe import Data
 
 MOST_LISTED = 100
@@ -55,13 +54,13 @@ def inspect(path: Path, filename: str) -> Report:
     columns and `label_counts`, and judged when a job names them.
     """
     data = Data()
-    if path.stat().st_size and open_archive(path) is None:
-        table = read_table(path, filename)
-        if len(table) == 0:
+    opened = open_file(path, filename)
+    if isinstance(opened, Table):
+        if len(opened) == 0:
             raise BadFile(f"{filename}: has column names and no rows")
-        if data.label_column not in table.columns or not _default_columns(table, data):
-            return _described(path, table)
-    source = open_source(path, filename, data)
+        if data.label_column not in opened.columns or not _default_columns(opened, data):
+            return _described(path, opened)
+    source = source_of(opened, filename, data)
     checked = check(source)
     if not checked.good:
         first = checked.problems[0]
@@ -124,14 +123,19 @@ def _default_columns(table: Table, data: Data) -> bool:
 
 
 def _described(path: Path, table: Table) -> Report:
-    numeric = [name for name, values in table.columns.items() if _numeric(values)]
+    counts = _label_counts(table.columns)
+    words = [name for name, values in table.columns.items() if not _numeric(values)]
+    # Vectors, with a label beside them; but words that hardly recur are no label, they are texts labelled by a number.
+    vectors = len(words) < len(table.columns) and (
+        not words or (len(words) == 1 and 2 * len(counts.get(words[0], table.columns[words[0]])) <= len(table))
+    )
     return Report(
-        kind="table" if len(numeric) >= len(table.columns) - 1 and numeric else "text",
+        kind="table" if vectors else "text",
         format=table.form,
         columns=list(table.columns),
         items=len(table),
         classes={},
-        label_counts=_label_counts(table.columns),
+        label_counts=counts,
         features=[],
         problems=[],
         problem_count=0,

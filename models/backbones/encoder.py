@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 # They say how a checkpoint is kept and run elsewhere, not what the network is: its precision, its answer as a tuple,
 # kernels and code to be fetched.
@@ -17,7 +16,7 @@ NOT_THE_NETWORK = frozenset(
 )  # fmt: skip
 
 
-def build_encoder(config: Mapping[str, Any]) -> nn.Module:
+def build_encoder(config: Mapping[str, Any]) -> PreTrainedModel:
     """The bare model that `config` describes: float32, random weights, `.config` its settings.
 
     Raises ValueError when no such model can be built, and why.
@@ -27,7 +26,6 @@ def build_encoder(config: Mapping[str, Any]) -> nn.Module:
         raise ValueError("config: `model_type` is missing; give the whole config.json of a Hugging Face checkpoint")
     try:
         settings = AutoConfig.for_model(**kept)
-        model: nn.Module = AutoModel.from_config(settings, dtype=torch.float32, trust_remote_code=False)
+        return AutoModel.from_config(settings, dtype=torch.float32, trust_remote_code=False)
     except Exception as error:  # every family of transformers raises what it likes on values that do not fit
         raise ValueError(f"config of a {kept['model_type']}: {error}") from error
-    return model

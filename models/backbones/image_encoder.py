@@ -30,7 +30,7 @@ class ImageEncoder(Trunk):
     def __init__(self, config: dict[str, Any], parameters: catalog.ImageEncoderParameters) -> None:
         super().__init__()
         self.normalize = Normalize(parameters.mean, parameters.std)
-        self.encoder: Any = build_encoder(config)
+        self.encoder = build_encoder(config)
         embeddings = getattr(self.encoder, "embeddings", None)
         self.class_token = hasattr(embeddings, "cls_token")
         if self.class_token and getattr(self.encoder, "pooler", None) is not None:

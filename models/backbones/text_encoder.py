@@ -30,7 +30,7 @@ class TextEncoder(Trunk):
 
     def __init__(self, config: Mapping[str, Any], pooling: str) -> None:
         super().__init__()
-        self.encoder: Any = build_encoder(config)
+        self.encoder = build_encoder(config)
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # its own summary of the sentence is not used
         self.pooling = pooling

@@ -99,10 +99,19 @@ def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKB
         return
     try:
         source, report = AutoModel.from_pretrained(
-            place, use_safetensors=True, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            place,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"weights {weights!r} cannot be loaded: {error}") from error
+    for name, found, expected in report["mismatched_keys"]:
+        raise ValueError(
+            f"weights {weights!r}: {name} has shape {tuple(found)}, its config.json says {tuple(expected)}"
+        )
     # What the file lacks has been filled with random numbers, without a word.
     inner = {
         f"trunk.encoder.{name}": tensor
@@ -124,9 +133,13 @@ def tokenizer_json(weights: str, backbones: Mapping[str, str] = NO_BACKBONES) ->
         tokenizer = Tokenizer.from_file(str(file))
     else:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False).backend_tokenizer
+            loaded = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+            tokenizer = loaded.backend_tokenizer
         except (OSError, ValueError, AttributeError) as error:
             raise ValueError(f"weights {weights!r}: no fast tokenizer: {error}") from error
+        if set(tokenizer.get_vocab()) <= set(loaded.all_special_tokens):
+            # transformers makes one up that knows no word when the files are missing.
+            raise ValueError(f"weights {weights!r}: no tokenizer beside them; add its files, tokenizer.json or vocab")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     padding = _config(place).get("pad_token_id")

@@ -65,6 +65,14 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         registry.restore(tmp_path)
 
 
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    registry.save(registry.build(MLP), tmp_path)
+    file = tmp_path / registry.WEIGHTS
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged"):
+        registry.restore(tmp_path)
+
+
 def test_an_embedding_has_no_logits() -> None:
     network = registry.build(msgspec.structs.replace(MLP, task=Embedding())).eval()
     assert network(torch.randn(2, 4)).keys() == {"embedding"}
@@ -97,16 +105,16 @@ def test_stochastic_depth_keeps_the_expectation() -> None:
     network = registry.build(spec)
     from models.backbones.efficientnet_lite import InvertedResidual
 
+    torch.manual_seed(0)
     block = next(m for m in network.modules() if isinstance(m, InvertedResidual) and m.skip and m.drop > 0.3)
-    x = torch.randn(1, block.project.conv.out_channels, 8, 8).repeat(4000, 1, 1, 1)
+    x = torch.randn(1, block.project.conv.out_channels, 2, 2).repeat(1000, 1, 1, 1)
     block.eval()
-    full = block(x)[0] - x[0]
-    block.train()
-    for module in block.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()
-    mean = (block(x) - x).mean(0)
-    torch.testing.assert_close(mean, full, rtol=0.15, atol=0.05)
+    full = (block(x) - x)[0]
+    block.training = True  # the batch norms inside stay in evaluation, so that every item is treated alike
+    answers = block(x) - x
+    dropped = (answers == 0).all(dim=(1, 2, 3))
+    torch.testing.assert_close(answers[~dropped], (full / (1 - block.drop)).expand_as(answers[~dropped]))
+    assert abs(dropped.float().mean() - block.drop) < 0.05
 
 
 @pytest.mark.parametrize(

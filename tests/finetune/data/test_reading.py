@@ -1,57 +1,21 @@
-"""Data files: what is read, what is refused, and how it is split."""
+"""Data files: how they are read, what is wrong with their items, and how they are split."""
 
 from __future__ import annotations
 
-import io
 import json
-import stat
-import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
-from PIL import Image
 from pyarrow import parquet
 
-from finetune.data import archives
 from finetune.data.datasets import open_dataset
 from finetune.data.problems import BadFile
 from finetune.data.splits import leakage, split
 from finetune.data.validation import inspect, usable
 from finetune.recipe import Data
-
-
-def png(seed: int, size: int = 8) -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-FOLDERS = {f"{label}/{i}.png": png(100 * (label == "dog") + i) for label in ("cat", "dog") for i in range(5)}
-
-
-def zipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
-
-
-def tarred(path: Path, members: dict[str, bytes], mode: str) -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def written(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
+from tests.finetune.data.made import FOLDERS, png, tarred, written, zipped
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
@@ -100,52 +64,6 @@ def test_broken_duplicate_and_contradicting_images_are_named(tmp_path: Path) -> 
     assert [(d.place, d.first) for d in report.duplicates] == [("cat/again.png", "cat/1.png")]
 
 
-def link_zip(path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        member = zipfile.ZipInfo("cat/link")
-        member.external_attr = (stat.S_IFLNK | 0o777) << 16
-        archive.writestr(member, "/etc/passwd")
-    return path
-
-
-def link_tar(path: Path) -> Path:
-    with tarfile.open(path, "w") as archive:
-        member = tarfile.TarInfo("cat/link")
-        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(member)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda p: zipped(p, {"../evil.png": b"x"}), "leads out"),
-        (lambda p: zipped(p, {"/evil.png": b"x"}), "leads out"),
-        (lambda p: zipped(p, {"a\\..\\..\\evil.png": b"x"}), "leads out"),
-        (lambda p: tarred(p, {"../evil.png": b"x"}, "w"), "leads out"),
-        (link_zip, "link"),
-        (link_tar, "link"),
-        (lambda p: zipped(p, {"cat/bomb.png": bytes(30_000_000)}), "bomb"),
-        (lambda p: tarred(p, {"cat/bomb.png": bytes(30_000_000)}, "w:gz"), "bomb"),
-        (lambda p: written(p, b""), "empty"),
-        (lambda p: written(p, (zipped(p, FOLDERS)).read_bytes()[:-30]), "cut off"),
-        (lambda p: zipped(p, {"cat/1.png": b"no image", "dog/1.png": b"none"}), "no item can be used"),
-        (lambda p: zipped(p, {"1.png": png(1)}), "no class folders"),
-    ],
-)
-def test_dangerous_and_useless_archives_are_refused(tmp_path: Path, make: object, words: str) -> None:
-    path = make(tmp_path / "x.zip")  # type: ignore[operator]
-    with pytest.raises(BadFile, match=words):
-        inspect(path, "x.zip")
-    assert [p.name for p in tmp_path.iterdir()] == ["x.zip"]
-
-
-def test_the_size_of_all_members_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MOST_BYTES", 500)
-    with pytest.raises(BadFile, match="more than 500"):
-        inspect(zipped(tmp_path / "x.zip", FOLDERS), "x.zip")
-
-
 ROWS = [("the cat", "en"), ("il gatto", "it"), ("the dog", "en"), ('il "cane", rosso\nqui', "it")]
 
 
@@ -186,7 +104,7 @@ def test_a_number_that_is_none_is_named(tmp_path: Path) -> None:
     [
         ("x.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', "line 2"),
         ("x.jsonl", '{"text": "a", "label": "b"}\n[1]\n', "line 2"),
-        ("x.csv", "text,label\na,b\na,b,c\n", "Expected 2 columns, got 3"),
+        ("x.csv", "text,label\na,b\na,b,c\n", "row 3 has 3 values, the first row names 2"),
         ("x.csv", b"text,label\ncaf\xe9,b\n", "byte 14"),
         ("x.csv", "text,text\na,b\n", "two columns"),
         ("x.csv", "text,label\n", "no rows"),
