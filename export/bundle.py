@@ -34,7 +34,10 @@ class FileDigest(msgspec.Struct, frozen=True):
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """PyTorch against ONNX Runtime on the same samples; `batch_sizes` and `lengths` are those compared."""
+    """PyTorch against ONNX Runtime on the same samples; `batch_sizes` and `lengths` are those compared.
+
+    largest_difference: absolute. tolerance: what was allowed, times an output's largest value where that is above 1.
+    """
 
     samples: int
     largest_difference: float

@@ -74,7 +74,8 @@ def _parity(manifest: Manifest) -> str:
     parity = manifest.parity
     return (
         f"PyTorch and ONNX Runtime were compared on {parity.samples} samples: largest difference "
-        f"{parity.largest_difference:.1e} (allowed: {parity.tolerance:.0e}), {parity.top1_disagreements} other winners."
+        f"{parity.largest_difference:.1e} (allowed: {parity.tolerance:.0e}, times the largest value where that is "
+        f"above 1), {parity.top1_disagreements} other winners."
     )
 
 

@@ -24,8 +24,9 @@ class ParityError(Exception):
 def check(network: Network, path: Path, batches: Iterable[Inputs], tolerance: float = TOLERANCE) -> Parity:
     """Compare every output on every batch, and the first batch also at other batch sizes and (for text) lengths.
 
-    Raises ParityError when a value differs by more than `tolerance`, when the winning class differs though its lead
-    is larger than the tolerance, when the graph does not run at some shape, or when there is nothing to compare.
+    Raises ParityError when a value differs by more than `tolerance` (times the output's largest value where that is
+    above 1: float32 has seven digits, wherever they stand), when the winning class differs though its lead is larger
+    than that, when the graph does not run at some shape, or when there is nothing to compare.
     """
     network.to("cpu").eval()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -51,13 +52,15 @@ def check(network: Network, path: Path, batches: Iterable[Inputs], tolerance: fl
                     f"{list(found[name].shape)}; a dynamic dimension was frozen by the export"
                 )
             difference = float(np.abs(found[name] - expected[name]).max())
-            if not difference <= tolerance:  # also true of NaN
+            allowed = _allowed(expected[name], tolerance)
+            if not difference <= allowed:  # also true of NaN
                 raise ParityError(
-                    f"{name} at {shape}: PyTorch and ONNX Runtime differ by {difference:.2e}, more than {tolerance:.0e}"
+                    f"{name} at {shape}: PyTorch and ONNX Runtime differ by {difference:.2e}, more than {allowed:.0e}"
                 )
             largest = max(largest, difference)
         if "logits" in outputs:
-            disagreements += _disagreements(expected["logits"], found["logits"], tolerance, shape)
+            allowed = _allowed(expected["logits"], tolerance)
+            disagreements += _disagreements(expected["logits"], found["logits"], allowed, shape)
         samples += len(first) if original else 0
         sizes.add(len(first))
         if "input_ids" in inputs:
@@ -72,6 +75,10 @@ def check(network: Network, path: Path, batches: Iterable[Inputs], tolerance: fl
         batch_sizes=sorted(sizes),
         lengths=sorted(lengths),
     )
+
+
+def _allowed(expected: np.ndarray, tolerance: float) -> float:
+    return tolerance * max(1.0, float(np.abs(expected).max()))
 
 
 def _with_other_shapes(batches: Iterable[Inputs]) -> Iterator[tuple[bool, Inputs]]:

@@ -142,6 +142,18 @@ def test_parity_refuses_a_graph_of_other_weights(tmp_path: Path) -> None:
         check(other, tmp_path / "model.onnx", batches())
 
 
+def test_parity_allows_large_values_their_own_rounding(tmp_path: Path) -> None:
+    large = network()
+    assert large.head is not None
+    large.head.weight.data.mul_(1e5)
+    export_onnx(large, tmp_path / "model.onnx", next(batches()))
+    found = check(large, tmp_path / "model.onnx", batches())
+    assert found.top1_disagreements == 0
+    large.head.weight.data[0, 0] *= 1.01
+    with pytest.raises(ParityError, match=r"logits at .* differ by"):
+        check(large, tmp_path / "model.onnx", batches())
+
+
 def test_parity_refuses_a_frozen_batch(tmp_path: Path) -> None:
     import onnx
 
