@@ -98,7 +98,7 @@ def server(home: Path, repository: Path) -> Iterator[tuple[str, int]]:
     """`espalier serve` without a worker; its host and port."""
     port = 18431
     flags = ["--home", str(home), "--repository", str(repository), "--port", str(port), "--no-worker"]
-    process = subprocess.Popen([sys.executable, "-m", "server", "serve", *flags])
+    process = subprocess.Popen([sys.executable, "-m", "server", *flags])
     try:
         for _ in range(200):
             try:

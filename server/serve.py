@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -59,6 +60,8 @@ def serve(settings: Settings) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit status."""
     logs.configure(settings)
     server = Server(settings)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped in order
+    # uvicorn raises the signal again once it has stopped in order, which is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with suppress(KeyboardInterrupt):
         server.run()
     return 0 if server.started else 1

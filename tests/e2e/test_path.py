@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,10 +57,13 @@ def zipped(members: dict[str, bytes]) -> bytes:
 class Served:
     """`espalier serve` as a process of its own."""
 
-    def __init__(self, home: Path, port: int = 18617) -> None:
+    def __init__(self, home: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.home = home
-        self.command = [sys.executable, "-m", "server", "serve", "--home", str(home), "--port", str(port)]
+        espalier = Path(sys.executable).with_name("espalier")
+        self.command = [str(espalier), "serve", "--home", str(home), "--port", str(port)]
         self.start()
 
     def start(self) -> None:
@@ -99,8 +104,8 @@ def test_openais_client_goes_the_whole_path(served: Served) -> None:
         model="efficientnet-lite0",
         training_file=file.id,
         seed=3,
-        hyperparameters={"n_epochs": 4, "batch_size": 16, "learning_rate_multiplier": 2},
-        extra_body={"name": "digits", "image_size": 32},
+        hyperparameters={"n_epochs": 6, "batch_size": 16, "learning_rate_multiplier": 2},
+        extra_body={"name": "digits", "image_size": 64},
     )
     assert job.status == "queued"
     with httpx.Client(base_url=served.url) as http:
@@ -132,8 +137,6 @@ def test_openais_client_goes_the_whole_path(served: Served) -> None:
         )
         right += answer.json()["data"][0]["label"] == name[0]
     assert right / len(held_out) >= 0.9
-
-    import base64
 
     url = "data:image/png;base64," + base64.b64encode(next(iter(held_out.values()))).decode()
     embedding = client.embeddings.create(model="digits", input=[url, url]).data

@@ -94,6 +94,9 @@ class Home:
         log = (self.folder / "worker.log").read_text()[-3000:]
         raise AssertionError(f"job {job_id} is {self.store.get_job(job_id).state} after {SECONDS} s\n{log}")
 
+    def deaths(self, job: Job) -> int:
+        return sum("signal 9" in event.message for event in self.store.list_events(job.id, limit=10_000)[0])
+
     def weights(self, job: Job) -> str:
         assert job.result is not None, job.error
         folder = self.repository / job.result.name / str(job.result.version)
@@ -112,7 +115,7 @@ def finished(job: Job) -> bool:
 
 
 def test_a_job_killed_three_times_ends_with_the_weights_of_an_undisturbed_run(home: Home) -> None:
-    recipe = digits_recipe(home.upload(), epochs=150)
+    recipe = digits_recipe(home.upload(), epochs=100)
     kills = sorted(random.Random(time.time()).uniform(0.0, 0.75) for _ in range(3))
 
     async def story() -> tuple[Job, Job]:
@@ -121,19 +124,17 @@ def test_a_job_killed_three_times_ends_with_the_weights_of_an_undisturbed_run(ho
             calm = await home.until(undisturbed, finished)
             steps = calm.metrics["total_steps"]
             disturbed = home.store.create_job(recipe, "digits").id
-            for share in kills:
+            for number, share in enumerate(kills, start=1):
                 await home.until(
                     disturbed, lambda job, s=share: job.metrics.get("step", 0) >= s * steps or finished(job)
                 )
                 assert home.executor.pid is not None
                 os.kill(home.executor.pid, signal.SIGKILL)
-                await home.until(disturbed, lambda job: job.state is State.QUEUED or finished(job))
-                await home.until(disturbed, lambda job: job.state is not State.QUEUED)
+                await home.until(disturbed, lambda job, n=number: home.deaths(job) == n or finished(job))
             return calm, await home.until(disturbed, finished)
 
     calm, disturbed = asyncio.run(story())
-    events = home.store.list_events(disturbed.id, limit=10_000)[0]
-    assert sum("signal 9" in event.message for event in events) == 3, f"killed at {kills}"
+    assert home.deaths(disturbed) == 3, f"killed at {kills}"
     assert disturbed.state is State.SUCCEEDED, disturbed.error
     assert home.weights(disturbed) == home.weights(calm), f"killed at {kills}"
     assert disturbed.metrics["validation_accuracy"] == calm.metrics["validation_accuracy"] > 0.9
