@@ -121,7 +121,9 @@ def measure(place: tuple[str, int], concurrency: int, message: bytes) -> dict[st
     """Requests a second, p50 and p99 in milliseconds, errors; after a second of warm-up."""
     for seconds in (1.0, SECONDS):
         command = [sys.executable, "-m", "benchmarks.load", place[0], str(place[1]), str(concurrency), str(seconds)]
-        found = json.loads(subprocess.run(command, input=message, capture_output=True, check=True).stdout)
+        found = json.loads(
+            subprocess.run(command, input=message, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+        )
     p50, p99 = np.percentile(found["latencies"], [50, 99]) * 1e3
     return {
         "requests_per_second": len(found["latencies"]) / found["seconds"],

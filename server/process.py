@@ -1,4 +1,4 @@
-"""This process as the operating system sees it: how long it has run, and the memory it holds."""
+"""This process as the operating system sees it: how long it has run, the memory it holds, the cores it may use."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def resident_bytes() -> int:
     except OSError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cores() -> int:
+    """Cores that this process may use: those it is bound to, and no more than its container's CPU limit."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return bound
+    return bound if quota == "max" else max(1, min(bound, int(quota) // int(period)))

@@ -31,6 +31,7 @@ class Server(uvicorn.Server):
             loop="asyncio" if sys.platform == "win32" else "uvloop",
             http="httptools",
             ws="none",
+            proxy_headers=False,
             lifespan="on",
             access_log=False,
             log_config=None,

@@ -25,8 +25,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def top_k(probabilities: np.ndarray, labels: Sequence[str], k: int) -> list[Prediction]:
     """The k most probable of float32 [classes], most probable first; equal ones in the order of the classes."""
-    best = np.argsort(-probabilities, kind="stable")[:k]
-    return [Prediction(labels[i], int(i), float(probabilities[i])) for i in best]
+    best: list[int] = (-probabilities).argsort(kind="stable")[:k].tolist()
+    return [Prediction(labels[i], i, float(probabilities[i])) for i in best]
 
 
 def normalize(embedding: np.ndarray) -> np.ndarray:

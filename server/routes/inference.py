@@ -19,8 +19,9 @@ import base64
 import binascii
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, Literal, cast
 from urllib.parse import parse_qs
 
@@ -35,7 +36,7 @@ from export.processing.inputs import BadInput, ImageInput, TextInput, VectorInpu
 from export.processing.vectors import vector
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
-from server.runtime.batcher import DeadlinePassed, QueueFull, RunFailed, Ticket
+from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed
 from server.runtime.model import Model
 from server.runtime.repository import Repository, UnknownModel
 from server.settings import Settings
@@ -132,6 +133,7 @@ class Exchange:
         self.content_type = ""
         self.timeout = self.settings.request_seconds
         self.length: int | None = None
+        self.received = 0
 
     def read_headers(self) -> None:
         """Raises ApiError 405 for another method than POST, 400 for a timeout that is none."""
@@ -145,34 +147,56 @@ class Exchange:
             elif name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
 
-    async def chunks(self) -> Any:
-        """The body as it arrives, never more than the limit. Raises ApiError 413, 400 when the client goes."""
-        size, limit = 0, self.settings.max_body_bytes
+    async def piece(self) -> tuple[bytes, bool]:
+        """The next part of the body, and whether more comes. Raises ApiError 413 beyond the limit, ClientGone."""
+        limit = self.settings.max_body_bytes
         if self.length is not None and self.length > limit:
             raise too_large(limit)
-        while True:
-            message = cast(HTTPRequestEvent | HTTPDisconnectEvent, await self.receive())
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            body = message["body"]
-            size += len(body)
-            if size > limit:
-                raise too_large(limit)
+        message = cast(HTTPRequestEvent | HTTPDisconnectEvent, await self.receive())
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self.received += len(message["body"])
+        if self.received > limit:
+            raise too_large(limit)
+        return message["body"], message["more_body"]
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises as `piece` does."""
+        more = True
+        while more:
+            body, more = await self.piece()
             yield body
-            if not message["more_body"]:
-                return
 
     async def body(self) -> bytes:
-        """The whole body. Raises ApiError 400 when it is empty."""
-        pieces = [piece async for piece in self.chunks()]
-        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        """The whole body. Raises as `piece` does, and ApiError 400 when it is empty."""
+        whole, more = await self.piece()
+        if more:
+            pieces = [whole]
+            while more:
+                body, more = await self.piece()
+                pieces.append(body)
+            whole = b"".join(pieces)
         if not whole:
             raise ApiError(400, "the body is empty; send JSON, a form or the bytes of an input")
         return whole
 
+    @cached_property
+    def parameters(self) -> dict[str, list[str]]:
+        return parse_qs(self.scope["query_string"].decode("latin-1"))
+
     def query(self, name: str) -> str | None:
-        found = parse_qs(self.scope["query_string"].decode("latin-1")).get(name)
+        found = self.parameters.get(name)
         return found[0] if found else None
+
+    def gone(self) -> bool:
+        """Whether the client has disconnected: `receive` is asked, and left again where it begins to wait."""
+        asking = self.receive().__await__()
+        try:
+            next(asking)
+        except StopIteration as answer:
+            return bool(answer.value["type"] == "http.disconnect")
+        asking.close()
+        return False
 
     def find(self, reference: str | None, output: str) -> Model:
         """The model a request names. Raises ApiError 400 when it names none, 404 when it is not served."""
@@ -187,35 +211,23 @@ class Exchange:
         return self.model
 
     async def answers(self, model: Model, rows: list[Any], output: str) -> list[np.ndarray]:
-        """Queue the rows and wait; the request is dropped when the client goes first."""
+        """Queue the rows and wait; the request is dropped when the client has gone before its turn comes."""
         model.decode_seconds.observe(time.perf_counter() - self.start)
         if len(rows) > self.settings.queue_limit:
             limit = self.settings.queue_limit
             raise ApiError(400, f"{len(rows)} inputs in one request; at most {limit} are taken", param="input")
         try:
-            ticket = model.batcher.submit(rows, output, self.start + self.timeout)
+            ticket = model.batcher.submit(rows, output, self.start + self.timeout, self.gone)
         except QueueFull as error:
             retry = {"retry-after": str(error.retry_after)}
             raise ApiError(
                 429, f"{model.name} has no room in its queue; try again", code="queue_full", headers=retry
             ) from error
         try:
-            return await ticket.future if model.inline else await self.until_gone(ticket)
+            return await ticket.future
         except DeadlinePassed as error:
             waited = f"the request waited {self.timeout:g} s, its deadline, and was dropped"
             raise ApiError(408, waited, code="deadline_exceeded") from error
-
-    async def until_gone(self, ticket: Ticket) -> list[np.ndarray]:
-        """The ticket's answer. Raises ClientGone, and takes it out of the queue, when the client disconnects first."""
-        gone = asyncio.ensure_future(self.receive())
-        try:
-            await asyncio.wait((ticket.future, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not ticket.future.done():
-                ticket.future.cancel()
-                raise ClientGone
-            return ticket.future.result()
-        finally:
-            gone.cancel()
 
     async def respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         pairs = [
@@ -225,10 +237,6 @@ class Exchange:
         ]
         await self.send({"type": "http.response.start", "status": status, "headers": pairs})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-class ClientGone(Exception):
-    """The client has disconnected: nobody waits for the answer."""
 
 
 async def handle(

@@ -1,8 +1,9 @@
-"""Dynamic batching: what arrives while a batch runs is the next batch.
+"""Dynamic batching: what arrives while the batches run is the next batch.
 
-Nothing waits while the session is idle. Rows of several requests run together, each request gets its own rows back,
-and a request that is past its deadline or whose client has gone is dropped before it costs a run. Where a full batch
-takes less than a hop to another thread and back, it runs on the event loop itself.
+Nothing waits while the session has a run free, and what waits is shared out evenly among the free ones. Rows of several
+requests run together, each request gets its own rows back, and a request that is past its deadline or whose client has
+gone is dropped before it costs a run. Where a full batch takes less than a hop to another thread and back, it runs on
+the event loop itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from server.metrics import Distribution
 
 # A batch is filled with rows of other lengths while less than this share of it is padding.
 MOST_PADDING = 0.25
+# A client is not suspected of having gone sooner.
+UNASKED_SECONDS = 0.002
 # How many waiting rows are looked at for rows of alike length, in batches.
 LOOK_AHEAD = 8
 
@@ -39,6 +42,10 @@ class DeadlinePassed(Exception):
     """The request waited until its deadline and was not run."""
 
 
+class ClientGone(Exception):
+    """The client has disconnected: nobody waits for the answer."""
+
+
 class RunFailed(Exception):
     """The session could not run the batch."""
 
@@ -46,10 +53,18 @@ class RunFailed(Exception):
 class Ticket:
     """One request in the queue. `future` gives one array a row, in the order of the rows."""
 
-    __slots__ = ("deadline", "future", "inference", "open", "output", "queued", "results", "started")
+    __slots__ = ("deadline", "future", "gone", "inference", "open", "output", "queued", "results", "started")
 
-    def __init__(self, future: asyncio.Future[list[np.ndarray]], rows: int, output: str, deadline: float) -> None:
+    def __init__(
+        self,
+        future: asyncio.Future[list[np.ndarray]],
+        rows: int,
+        output: str,
+        deadline: float,
+        gone: Callable[[], bool] | None,
+    ) -> None:
         self.future = future
+        self.gone = gone
         self.results: list[Any] = [None] * rows
         self.open = rows
         self.output = output
@@ -72,14 +87,14 @@ class Batcher:
         max_batch_size: int,
         max_queue_delay: float,
         queue_limit: int,
-        inline: bool,
+        parallel: int,
         length: Callable[[Any], int] | None,
         batches: Distribution,
         queue_seconds: Distribution,
         inference_seconds: Distribution,
     ) -> None:
-        """max_queue_delay: seconds an incomplete batch waits for more. length: of a row, for grouping; None: all alike.
-        inline: run on the event loop."""
+        """max_queue_delay: seconds an incomplete batch waits for more. parallel: batches that run at the same time; 0
+        runs them on the event loop. length: of a row, for grouping; None: all alike."""
         self.run = run
         self.max_batch_size = max_batch_size
         self.max_queue_delay = max_queue_delay
@@ -88,21 +103,26 @@ class Batcher:
         self.batches, self.queue_seconds, self.inference_seconds = batches, queue_seconds, inference_seconds
         self.loop = asyncio.get_running_loop()
         self.waiting: deque[Row] = deque()
-        self.running = False
+        self.running = 0
+        self.parallel = parallel
         self.scheduled = False
         self.timer: asyncio.TimerHandle | None = None
         self.run_seconds = 0.01  # of late, smoothed
-        self.executor = None if inline else ThreadPoolExecutor(1, thread_name_prefix="session")
+        self.executor = ThreadPoolExecutor(parallel, thread_name_prefix="session") if parallel else None
 
-    def submit(self, rows: Sequence[Any], output: str, deadline: float) -> Ticket:
-        """Queue the rows of a request. deadline: on time.perf_counter's clock. Raises QueueFull.
+    def submit(
+        self, rows: Sequence[Any], output: str, deadline: float, gone: Callable[[], bool] | None = None
+    ) -> Ticket:
+        """Queue the rows of a request. deadline: on time.perf_counter's clock. gone: whether nobody waits for the
+        answer any more; asked before a request that has waited is run. Raises QueueFull.
 
-        The future of the ticket raises DeadlinePassed or RunFailed; cancelling it takes the request out of the queue.
+        The future of the ticket raises DeadlinePassed, ClientGone or RunFailed; cancelling it takes the request out of
+        the queue.
         """
         if len(self.waiting) + len(rows) > self.queue_limit:
-            batches = len(self.waiting) / self.max_batch_size
-            raise QueueFull(max(1, round(batches * self.run_seconds)))
-        ticket = Ticket(self.loop.create_future(), len(rows), output, deadline)
+            runs = len(self.waiting) / self.max_batch_size / max(1, self.parallel)
+            raise QueueFull(max(1, round(runs * self.run_seconds)))
+        ticket = Ticket(self.loop.create_future(), len(rows), output, deadline, gone)
         for i, row in enumerate(rows):
             self.waiting.append((ticket, i, row))
         self._schedule()
@@ -114,7 +134,7 @@ class Batcher:
 
     def _schedule(self) -> None:
         """See to it that the waiting rows are run."""
-        if self.running or self.scheduled:
+        if self.scheduled or (self.running and self.running == self.parallel):
             return
         if self.max_queue_delay and len(self.waiting) < self.max_batch_size:
             if self.timer is None:
@@ -129,23 +149,25 @@ class Batcher:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        if self.running:
+        if self.executor is None:
+            if batch := self._next_batch(self.max_batch_size):
+                self._finish(batch, *self._work(batch, self._begin(batch)))
             return
-        batch = self._next_batch()
-        if not batch:
-            return
+        while self.waiting and (free := self.parallel - self.running):
+            batch = self._next_batch(min(self.max_batch_size, -(-len(self.waiting) // free)))
+            if batch:
+                self.running += 1
+                self.executor.submit(self._work_elsewhere, batch, self._begin(batch))
+
+    def _begin(self, batch: list[Row]) -> list[str]:
+        """Note that the batch starts; the outputs that are wanted of it."""
         now = time.perf_counter()
         for ticket, _, _ in batch:
             if ticket.started == 0.0:
                 ticket.started = now
                 self.queue_seconds.observe(now - ticket.queued)
         self.batches.observe(len(batch))
-        outputs = sorted({ticket.output for ticket, _, _ in batch})
-        if self.executor is None:
-            self._finish(batch, *self._work(batch, outputs))
-            return
-        self.running = True
-        self.executor.submit(self._work_elsewhere, batch, outputs)
+        return sorted({ticket.output for ticket, _, _ in batch})
 
     def _work(
         self, batch: list[Row], outputs: list[str]
@@ -158,19 +180,24 @@ class Batcher:
 
     def _work_elsewhere(self, batch: list[Row], outputs: list[str]) -> None:
         done = self._work(batch, outputs)
-        self.loop.call_soon_threadsafe(self._finish, batch, *done)
+        self.loop.call_soon_threadsafe(self._finish_elsewhere, batch, *done)
+
+    def _finish_elsewhere(
+        self, batch: list[Row], found: dict[str, np.ndarray] | None, error: Exception | None, seconds: float
+    ) -> None:
+        self.running -= 1
+        self._finish(batch, found, error, seconds)
 
     def _finish(
         self, batch: list[Row], found: dict[str, np.ndarray] | None, error: Exception | None, seconds: float
     ) -> None:
-        self.running = False
         self.inference_seconds.observe(seconds)
         self.run_seconds += 0.2 * (seconds - self.run_seconds)
         if self.waiting:
             if self.executor is None:
                 self._schedule()  # the loop turns once, and may bring more
             else:
-                self._start()  # the session is idle: its next batch comes before the answers of this one
+                self._start()  # a run is free: the next batch comes before the answers of this one
         for place, (ticket, i, _) in enumerate(batch):
             if ticket.future.done():
                 continue
@@ -185,11 +212,11 @@ class Batcher:
             if ticket.open == 0:
                 ticket.future.set_result(ticket.results)
 
-    def _next_batch(self) -> list[Row]:
-        """The oldest row and as many more as fit, taken off the queue; requests that need no run are dropped."""
+    def _next_batch(self, size: int) -> list[Row]:
+        """The oldest row and up to `size` in all, taken off the queue; requests that need no run are dropped."""
         now = time.perf_counter()
         batch: list[Row] = []
-        most = self.max_batch_size if self.length is None else LOOK_AHEAD * self.max_batch_size
+        most = size if self.length is None else LOOK_AHEAD * self.max_batch_size
         while self.waiting and len(batch) < most:
             row = self.waiting.popleft()
             ticket = row[0]
@@ -198,10 +225,14 @@ class Batcher:
             if now > ticket.deadline:
                 ticket.future.set_exception(DeadlinePassed())
                 continue
+            asked = ticket.started or now - ticket.queued < UNASKED_SECONDS or (batch and batch[-1][0] is ticket)
+            if not asked and ticket.gone is not None and ticket.gone():
+                ticket.future.set_exception(ClientGone())
+                continue
             batch.append(row)
         if self.length is None or len(batch) <= 1:
             return batch
-        chosen = alike([self.length(row) for _, _, row in batch], self.max_batch_size)
+        chosen = alike([self.length(row) for _, _, row in batch], size)
         taken = set(chosen)
         self.waiting.extendleft(row for i, row in reversed(list(enumerate(batch))) if i not in taken)
         return [batch[i] for i in chosen]

@@ -40,7 +40,7 @@ def load(folder: Path, settings: Settings) -> Loaded:
     """Verify, load and warm up a bundle. Raises DamagedBundle or what the session raises."""
     start = time.perf_counter()
     manifest = bundle.verify(folder)
-    session = Session(folder / "model.onnx", settings.providers, settings.intra_op_threads)
+    session = Session(folder / "model.onnx", settings.providers, settings.parallel_runs, settings.intra_op_threads)
     texts = None
     if isinstance(manifest.input, TextInput):
         try:
@@ -84,7 +84,7 @@ class Model:
             max_batch_size=loaded.manifest.batching.max_batch_size,
             max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
             queue_limit=settings.queue_limit,
-            inline=loaded.inline,
+            parallel=0 if loaded.inline else loaded.session.parallel,
             length=len if loaded.texts else None,
             batches=metrics.batches.labels(*labels),
             queue_seconds=metrics.stages.labels(*labels, "queue"),

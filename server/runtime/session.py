@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from server.process import cores
+
 log = logging.getLogger("espalier.session")
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+# On many cores a single request would be slow if it had one of them to itself.
+MOST_RUNS = 4
 
 
 def cuda_driver() -> bool:
@@ -27,15 +31,18 @@ def cuda_driver() -> bool:
 
 
 class Session:
-    """`provider`: the one that was asked for and works; `run` may be called by one thread at a time."""
+    """`provider`: the one that was asked for and works. `parallel`: how many threads may call `run` at once."""
 
-    def __init__(self, path: Path, providers: Sequence[str], intra_op_threads: int) -> None:
-        """providers: in order of preference; empty: CUDA where it is, then the CPU. intra_op_threads: 0 for all cores.
+    def __init__(self, path: Path, providers: Sequence[str], parallel_runs: int, intra_op_threads: int) -> None:
+        """providers: in order of preference; empty: CUDA where it is, then the CPU. parallel_runs: on the CPU; 0 for as
+        many as cores, at most MOST_RUNS. intra_op_threads: of one run; 0 for the cores divided by the runs.
 
         Raises whatever ONNX Runtime raises for a graph that it cannot load.
         """
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = intra_op_threads
+        # Threads that share one run wait for each other at every layer; runs side by side do not.
+        self.parallel = parallel_runs or min(cores(), MOST_RUNS)
+        options.intra_op_num_threads = intra_op_threads or max(1, cores() // self.parallel)
         # Threads that spin between runs take the cores that the event loop and the decoders need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
@@ -47,6 +54,8 @@ class Session:
         if self.provider != usable[0]:
             log.warning("%s does not initialise here; %s runs on %s", usable[0], path, self.provider)
         self.on_device = self.provider == CUDA
+        if self.on_device:
+            self.parallel = 1
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """The named outputs for one batch of graph inputs. On CUDA only they come back to the host."""

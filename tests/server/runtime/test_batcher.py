@@ -37,7 +37,7 @@ def batcher(run: Recorder, **options: Any) -> Batcher:
         "max_batch_size": 4,
         "max_queue_delay": 0.0,
         "queue_limit": 100,
-        "inline": False,
+        "parallel": 1,
         "length": None,
         "batches": Distribution(ROWS),
         "queue_seconds": Distribution(SECONDS),
@@ -59,11 +59,11 @@ async def held(run: Recorder, queue: Batcher) -> asyncio.Future[list[np.ndarray]
     return first
 
 
-@pytest.mark.parametrize("inline", [False, True])
-def test_an_idle_session_runs_a_request_at_once(inline: bool) -> None:
+@pytest.mark.parametrize("parallel", [0, 1, 3])
+def test_an_idle_session_runs_a_request_at_once(parallel: int) -> None:
     async def story() -> None:
         run = Recorder()
-        queue = batcher(run, inline=inline)
+        queue = batcher(run, parallel=parallel)
         answer = await asyncio.wait_for(queue.submit(["a"], "logits", deadline()).future, 5)
         assert [str(row) for row in answer] == ["logits:a"]
         assert run.batches == [["a"]]
@@ -85,10 +85,32 @@ def test_what_arrives_during_a_run_is_the_next_batch_up_to_its_size() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("inline", [False, True])
-def test_everybody_gets_their_own_rows_in_their_order(inline: bool) -> None:
+def test_free_runs_share_what_waits_and_none_idles_while_rows_wait() -> None:
     async def story() -> None:
-        queue = batcher(Recorder(), inline=inline, length=lambda row: 1 + row % 5, queue_limit=1000)
+        run = Recorder()
+        run.gate.clear()
+        queue = batcher(run, parallel=2)
+        early = queue.submit(list(range(6)), "logits", deadline())
+        while len(run.batches) < 2:
+            await asyncio.sleep(0.001)
+        assert sorted(run.batches) == [[0, 1, 2], [3, 4, 5]]
+        late = queue.submit([6, 7], "logits", deadline())
+        await asyncio.sleep(0.02)
+        assert queue.depth() == 2
+        run.gate.set()
+        found = await asyncio.gather(early.future, late.future)
+        assert [[str(row) for row in rows] for rows in found] == [
+            [f"logits:{i}" for i in range(6)],
+            ["logits:6", "logits:7"],
+        ]
+
+    asyncio.run(asyncio.wait_for(story(), 10))
+
+
+@pytest.mark.parametrize("parallel", [0, 1, 3])
+def test_everybody_gets_their_own_rows_in_their_order(parallel: int) -> None:
+    async def story() -> None:
+        queue = batcher(Recorder(), parallel=parallel, length=lambda row: 1 + row % 5, queue_limit=1000)
 
         async def ask(i: int) -> None:
             await asyncio.sleep((i % 7) / 1000)
@@ -150,10 +172,10 @@ def test_a_cancelled_request_costs_no_run() -> None:
     asyncio.run(story())
 
 
-@pytest.mark.parametrize("inline", [False, True])
-def test_a_batch_that_fails_fails_alone(inline: bool) -> None:
+@pytest.mark.parametrize("parallel", [0, 1, 3])
+def test_a_batch_that_fails_fails_alone(parallel: int) -> None:
     async def story() -> None:
-        queue = batcher(Recorder(), inline=inline)
+        queue = batcher(Recorder(), parallel=parallel)
         with pytest.raises(RunFailed, match="broken"):
             await queue.submit(["fail"], "logits", deadline()).future
         assert len(await queue.submit(["well"], "logits", deadline()).future) == 1

@@ -93,6 +93,8 @@ def test_a_swap_under_load_fails_no_request(tmp_path: Path) -> None:
         for version in range(2, 7):
             await asyncio.to_thread(publish_vectors, found.folder)
             await until_served(found, "points", version)
+        while 6 not in versions:
+            await asyncio.sleep(0.001)
         going = False
         await asyncio.gather(*clients)
         assert versions >= {1, 6}
