@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.util
 import logging
 from collections.abc import AsyncIterator
@@ -70,6 +71,9 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         )
         await executor.start()
     app.state.executor = executor
+    # What lives as long as the server is not looked through again: a full collection would hold up every request.
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:

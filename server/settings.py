@@ -29,10 +29,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backbones: Annotated[dict[str, str], Meta(description="more backbones: name=folder or hub id, comma between")] = {}
     allow_hub: Annotated[bool, Meta(description="let jobs name any model of the Hugging Face hub")] = False
     providers: Annotated[list[str], Meta(description="ONNX Runtime providers; empty: CUDA if there, then CPU")] = []
-    parallel_runs: Annotated[
-        int, Meta(ge=0, description="batches a model runs at once on a CPU; 0: cores, up to 4")
-    ] = 0
-    intra_op_threads: Annotated[int, Meta(ge=0, description="threads of one such run; 0: cores / parallel_runs")] = 0
+    parallel_runs: Annotated[int, Meta(ge=0, description="batches a model runs at once on a CPU; 0: by the cores")] = 0
+    intra_op_threads: Annotated[int, Meta(ge=0, description="threads of one such run; 0: by the cores")] = 0
     queue_limit: Annotated[int, Meta(ge=1, description="waiting requests a model; more are told to come back")] = 1024
     request_seconds: Annotated[float, Meta(gt=0, description="an inference request older than this is dropped")] = 30.0
     max_upload_bytes: Annotated[int, Meta(ge=1, description="largest file that may be uploaded")] = 20 * 2**30

@@ -18,7 +18,7 @@ log = logging.getLogger("espalier.session")
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 # On many cores a single request would be slow if it had one of them to itself.
-MOST_RUNS = 4
+MOST_SHARES = 4
 
 
 def cuda_driver() -> bool:
@@ -34,15 +34,17 @@ class Session:
     """`provider`: the one that was asked for and works. `parallel`: how many threads may call `run` at once."""
 
     def __init__(self, path: Path, providers: Sequence[str], parallel_runs: int, intra_op_threads: int) -> None:
-        """providers: in order of preference; empty: CUDA where it is, then the CPU. parallel_runs: on the CPU; 0 for as
-        many as cores, at most MOST_RUNS. intra_op_threads: of one run; 0 for the cores divided by the runs.
+        """providers: in order of preference; empty: CUDA where it is, then the CPU. parallel_runs: on the CPU; 0 for
+        one more than there are shares of cores. intra_op_threads: of one run; 0 for all cores of a share.
 
         Raises whatever ONNX Runtime raises for a graph that it cannot load.
         """
         options = onnxruntime.SessionOptions()
-        # Threads that share one run wait for each other at every layer; runs side by side do not.
-        self.parallel = parallel_runs or min(cores(), MOST_RUNS)
-        options.intra_op_num_threads = intra_op_threads or max(1, cores() // self.parallel)
+        # Threads that share one run wait for each other at every layer; runs side by side do not. With one run more
+        # than shares no core idles while the answers of a run are sent.
+        shares = min(cores(), MOST_SHARES)
+        self.parallel = parallel_runs or shares + 1
+        options.intra_op_num_threads = intra_op_threads or cores() // shares
         # Threads that spin between runs take the cores that the event loop and the decoders need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
