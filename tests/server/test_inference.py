@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -133,6 +138,42 @@ def test_a_deadline_that_has_passed_is_a_408(live: Live) -> None:
     for wrong in ("soon", "0", "-1", "nan"):
         answer = live.client.post("/v1/classify", json={}, headers={"x-request-timeout": wrong})
         assert "X-Request-Timeout" in message_of(answer, 400)
+
+
+def test_a_client_that_hangs_up_in_the_queue_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.runtime.model.INLINE_SECONDS", 0.0)
+    settings = Settings(home=tmp_path, port=0, worker=False, parallel_runs=1)
+    publish_vectors(settings.repository)
+    body = b'{"model": "points", "input": [0, %d]}'
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with running(settings) as live:
+        batcher = live.repository.get("points").batcher
+        run, gate, ran = batcher.run, threading.Event(), []
+
+        def held(rows: list[Any], outputs: list[str]) -> dict[str, np.ndarray]:
+            assert gate.wait(10)
+            ran.extend(float(row[1]) for row in rows)
+            return run(rows, outputs)
+
+        monkeypatch.setattr(batcher, "run", held)
+        host, port = live.address.removeprefix("http://").split(":")
+        connections = []
+        for number in (1, 2, 3):
+            connections.append(socket.create_connection((host, int(port))))
+            connections[-1].sendall(head % len(body % number) + body % number)
+            while batcher.running + batcher.depth() < number:
+                time.sleep(0.001)
+        connections[1].close()
+        time.sleep(0.05)
+        gate.set()
+        for i in (0, 2):
+            with connections[i]:
+                assert b" 200 " in connections[i].recv(4096)
+        assert ran == [1, 3]
+        assert (
+            'espalier_requests_total{model="points",outcome="499",route="/v1/classify"} 1'
+            in live.client.get("/metrics").text
+        )
 
 
 def test_metrics_count_what_was_answered(live: Live) -> None:

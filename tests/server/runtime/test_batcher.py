@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from server.metrics import ROWS, SECONDS, Distribution
-from server.runtime.batcher import Batcher, DeadlinePassed, QueueFull, RunFailed, alike
+from server.runtime.batcher import Batcher, ClientGone, DeadlinePassed, QueueFull, RunFailed, alike
 
 LATER = 3600.0
 
@@ -166,6 +166,23 @@ def test_a_cancelled_request_costs_no_run() -> None:
         stays = queue.submit(["stays"], "logits", deadline())
         gone.future.cancel()
         run.gate.set()
+        await asyncio.gather(first, stays.future)
+        assert run.batches == [["first"], ["stays"]]
+
+    asyncio.run(story())
+
+
+def test_a_request_whose_client_has_gone_costs_no_run() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run)
+        first = await held(run, queue)
+        left = queue.submit(["gone", "too"], "logits", deadline(), gone=lambda: True)
+        stays = queue.submit(["stays"], "logits", deadline(), gone=lambda: False)
+        await asyncio.sleep(0.01)
+        run.gate.set()
+        with pytest.raises(ClientGone):
+            await left.future
         await asyncio.gather(first, stays.future)
         assert run.batches == [["first"], ["stays"]]
 
