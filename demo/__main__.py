@@ -32,7 +32,7 @@ LANGUAGES: dict[str, Any] = {
     "name": "languages",
     "seed": 1,
     "max_length": 48,
-    "hyperparameters": {"n_epochs": 2, "batch_size": 32, "learning_rate": 3e-4},
+    "hyperparameters": {"n_epochs": 3, "batch_size": 32, "learning_rate": 3e-4},
 }
 
 
