@@ -53,7 +53,66 @@ class ImageEncoderParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     dropout: Fraction = 0.0
 
 
-Hyperparameters = EfficientNetLiteParameters | MlpParameters | TextEncoderParameters | ImageEncoderParameters
+class CnnParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`image_size`: pixels per side; `width`: what the paper's channels are multiplied by; `dropout`: before the head.
+
+    Images much smaller than ImageNet's get a first layer that leaves more of them.
+    """
+
+    image_size: Annotated[int, msgspec.Meta(ge=32, le=1024)] = 64
+    width: Annotated[float, msgspec.Meta(gt=0.0, le=4.0)] = 1.0
+    dropout: Fraction = 0.0
+
+
+class LeNetParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`pooling`: "average" as in the paper, or "max"."""
+
+    image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] = 32
+    pooling: Literal["average", "max"] = "average"
+    dropout: Fraction = 0.0
+
+
+class AlexNetParameters(CnnParameters, frozen=True, kw_only=True):
+    """`dropout`: before each dense layer."""
+
+    dropout: Fraction = 0.5
+
+
+class VggParameters(CnnParameters, frozen=True, kw_only=True):
+    """`norm`: batch norm after every convolution (the paper has none); `dropout`: before each dense layer."""
+
+    depth: Literal[11, 13, 16, 19] = 16
+    norm: bool = True
+    dropout: Fraction = 0.5
+
+
+class ResNetParameters(CnnParameters, frozen=True, kw_only=True):
+    """`skips`: false for the plain network of the same layers, to compare."""
+
+    depth: Literal[18, 34, 50] = 18
+    skips: bool = True
+
+
+class InceptionResNetParameters(CnnParameters, frozen=True, kw_only=True):
+    """`repeats`: residual blocks at each of the three sizes."""
+
+    repeats: tuple[Positive, Positive, Positive] = (10, 20, 10)
+
+
+class XceptionParameters(CnnParameters, frozen=True, kw_only=True):
+    """`repeats`: blocks of the middle flow."""
+
+    repeats: Positive = 8
+
+
+Hyperparameters = (
+    EfficientNetLiteParameters
+    | MlpParameters
+    | TextEncoderParameters
+    | ImageEncoderParameters
+    | CnnParameters
+    | LeNetParameters
+)
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +147,69 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=EfficientNetLiteParameters,
             builder="models.backbones.efficientnet_lite:build",
             description="EfficientNet-Lite0: inverted residuals with ReLU6 and no squeeze-excitation, 4.7 M parameters",
+        ),
+        Card(
+            name="lenet5",
+            modality="image",
+            hyperparameters=LeNetParameters,
+            builder="models.cnn.lenet:build",
+            description="LeNet-5: two convolutions with pooling, tanh, two dense layers",
+        ),
+        Card(
+            name="alexnet",
+            modality="image",
+            hyperparameters=AlexNetParameters,
+            builder="models.cnn.alexnet:build",
+            description="AlexNet: five convolutions, response normalization, two dense layers with dropout",
+        ),
+        Card(
+            name="vgg",
+            modality="image",
+            hyperparameters=VggParameters,
+            builder="models.cnn.vgg:build",
+            description="VGG with 11, 13, 16 or 19 layers: 3 x 3 convolutions and max pooling",
+        ),
+        Card(
+            name="googlenet",
+            modality="image",
+            hyperparameters=CnnParameters,
+            builder="models.cnn.googlenet:build",
+            description="GoogLeNet: nine Inception modules with 1 x 1 reductions",
+        ),
+        Card(
+            name="inception_v3",
+            modality="image",
+            hyperparameters=CnnParameters,
+            builder="models.cnn.inception_v3:build",
+            description="Inception-v3: Inception modules with factorized kernels",
+        ),
+        Card(
+            name="resnet",
+            modality="image",
+            hyperparameters=ResNetParameters,
+            builder="models.cnn.resnet:build",
+            description="ResNet with 18, 34 or 50 layers, with or without its skip connections",
+        ),
+        Card(
+            name="inception_resnet",
+            modality="image",
+            hyperparameters=InceptionResNetParameters,
+            builder="models.cnn.inception_resnet:build",
+            description="Inception-ResNet-v2: Inception modules inside scaled residual blocks",
+        ),
+        Card(
+            name="xception",
+            modality="image",
+            hyperparameters=XceptionParameters,
+            builder="models.cnn.xception:build",
+            description="Xception: residual blocks of depthwise separable convolutions",
+        ),
+        Card(
+            name="mobilenet",
+            modality="image",
+            hyperparameters=CnnParameters,
+            builder="models.cnn.mobilenet:build",
+            description="MobileNet: thirteen depthwise separable layers",
         ),
         Card(
             name="image_encoder",

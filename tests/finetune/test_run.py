@@ -27,6 +27,7 @@ from finetune.run import Cancelled, JobFailed, RunRequest, run
 from finetune.run_request import FileRef
 from models.spec import Classification, ModelSpec
 from tests.finetune.small import Recorder
+from tests.models.narrow import SMALL
 
 QUICK = Hyperparameters(n_epochs=30, batch_size=16, learning_rate=0.01)
 
@@ -280,6 +281,21 @@ def test_a_convolutional_backbone_learns_images(tmp_path: Path) -> None:
         pixels = np.stack([decode_image(archive.read(name), manifest.input) for name in names])
     found = answers(tmp_path, manifest, pixels=pixels)
     assert np.mean([label == name[0] for label, name in zip(found, names, strict=True)]) > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["lenet5", "resnet"])
+def test_a_convolutional_network_learns_images_from_nothing(architecture: str, tmp_path: Path) -> None:
+    job = request(
+        tmp_path,
+        digit_archive(tmp_path / "digits.zip", 1000),
+        model=ModelSpec(architecture=architecture, hyperparameters=SMALL[architecture]),
+        image_size=32,
+        hyperparameters=Hyperparameters(n_epochs=8, batch_size=32, learning_rate=2e-3),
+    )
+    manifest = run(job, Recorder())
+    assert manifest.input == ImageInput(height=32, width=32, resize="stretch", crop_fraction=1.0)
+    assert manifest.metrics["accuracy"] > 0.85
 
 
 @pytest.mark.slow

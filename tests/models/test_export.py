@@ -13,6 +13,7 @@ from export.onnx import export_onnx
 from export.parity import check
 from models import registry
 from models.spec import Classification, ModelSpec
+from tests.models.narrow import SMALL as SMALL_CNN
 from tests.models.settled import settle
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -43,6 +44,14 @@ NETWORKS = [
     pytest.param(
         ModelSpec(architecture="efficientnet_lite0", hyperparameters={"image_size": 64}, task=Classification(3)),
         id="lite0",
+    ),
+    *(
+        pytest.param(
+            ModelSpec(architecture=name, hyperparameters={"image_size": 32, **parameters}, task=Classification(3)),
+            id=name,
+            marks=() if name == "alexnet" else slow,  # response normalization is the one thing the others lack
+        )
+        for name, parameters in SMALL_CNN.items()
     ),
     pytest.param(text(transformers.BertConfig(vocab_size=100, **SMALL)), id="bert"),
     pytest.param(

@@ -71,6 +71,7 @@ class LocalExecutor:
                     stdout=output,
                     stderr=output,
                     env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    start_new_session=True,  # a signal to the server's group is for the server, which tells its worker
                 )
             status = await self.process.wait()
             reason = f"the worker process died ({_words(status)})"
