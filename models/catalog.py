@@ -15,6 +15,9 @@ import msgspec
 from models.spec import ModelSpec, Positive
 
 Modality = Literal["image", "text", "vector"]
+Activation = Literal[
+    "relu", "leaky_relu", "prelu", "maxout", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus", "rbf"
+]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 
 
@@ -27,11 +30,21 @@ class EfficientNetLiteParameters(msgspec.Struct, frozen=True, kw_only=True, forb
 
 
 class MlpParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`features`: length of the input vector (None: from the data); `hidden`: width of each hidden layer."""
+    """`features`: length of the input vector (None: from the data); `hidden`: width of each hidden layer.
+
+    pieces: affine maps of a maxout unit. bias: what every hidden bias starts with; a little above 0, a ReLU begins on
+    its live side. dropout: of the hidden units; input_dropout: of the features (0.5 and 0.2 in Srivastava et al. 2014).
+    input_noise: deviation of Gaussian noise on the features in training, in deviations of each feature.
+    """
 
     features: Positive | None = None
     hidden: tuple[Positive, ...] = (128,)
+    activation: Activation = "relu"
+    pieces: Annotated[int, msgspec.Meta(ge=2)] = 2
+    bias: float = 0.1
     dropout: Fraction = 0.0
+    input_dropout: Fraction = 0.0
+    input_noise: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
 
 
 class TextEncoderParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -230,7 +243,7 @@ ARCHITECTURES: dict[str, Card] = {
             modality="vector",
             hyperparameters=MlpParameters,
             builder="models.mlp:build",
-            description="Multi-layer perceptron with ReLU hidden layers over a vector of numbers",
+            description="Multi-layer perceptron over a vector of numbers, of any depth, width and activation",
         ),
     )
 }

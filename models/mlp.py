@@ -1,4 +1,4 @@
-"""Multi-layer perceptron over a vector of numbers (Rumelhart, Hinton and Williams 1986), with ReLU hidden layers."""
+"""Multi-layer perceptron over a vector of numbers (Rumelhart, Hinton and Williams 1986)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models import catalog
+from models.hidden import hidden_layer
 from models.network import Network, Trunk
 from models.spec import ModelSpec
 
@@ -38,27 +39,31 @@ class Perceptron(Trunk):
 
     input_names = ("vector",)
 
-    def __init__(self, features: int, hidden: tuple[int, ...], dropout: float) -> None:
+    def __init__(self, features: int, parameters: catalog.MlpParameters) -> None:
         super().__init__()
         self.standardize = Standardize(features)
-        widths = (features, *hidden)
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.constant_(layer.bias, 0.1)  # every unit starts on its live side
-        self.dropout = nn.Dropout(dropout)
+        widths = (features, *parameters.hidden)
+        self.layers = nn.ModuleList(
+            hidden_layer(inputs, outputs, parameters.activation, parameters.pieces, parameters.bias)
+            for inputs, outputs in pairwise(widths)
+        )
+        self.input_noise = parameters.input_noise
+        self.input_dropout = nn.Dropout(parameters.input_dropout)
+        self.dropout = nn.Dropout(parameters.dropout)
         self.width = widths[-1]
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         return [(f"hidden.{i}", layer) for i, layer in enumerate(self.layers)]
 
     def forward(self, vector: Tensor) -> Tensor:
-        activation: Tensor = self.standardize(vector)
+        units: Tensor = self.standardize(vector)
+        if self.training and self.input_noise:
+            units = units + self.input_noise * torch.randn_like(units)
+        units = self.input_dropout(units)
         for i, layer in enumerate(self.layers):
             # The last layer's dropout is the head's own.
-            activation = torch.relu(layer(self.dropout(activation) if i else activation))
-        return activation
+            units = layer(self.dropout(units) if i else units)
+        return units
 
 
 def build(spec: ModelSpec) -> Network:
@@ -67,5 +72,5 @@ def build(spec: ModelSpec) -> Network:
     assert isinstance(parameters, catalog.MlpParameters)
     if parameters.features is None:
         raise ValueError("mlp: `features` is open; it is taken from the training data, or given as a hyper-parameter")
-    trunk = Perceptron(parameters.features, parameters.hidden, parameters.dropout)
+    trunk = Perceptron(parameters.features, parameters)
     return Network(spec, trunk, parameters.dropout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import transformers
 from export.onnx import export_onnx
 from export.parity import check
 from models import registry
+from models.catalog import Activation
 from models.spec import Classification, ModelSpec
 from tests.models.narrow import SMALL as SMALL_CNN
 from tests.models.settled import settle
@@ -44,6 +46,19 @@ NETWORKS = [
     pytest.param(
         ModelSpec(architecture="efficientnet_lite0", hyperparameters={"image_size": 64}, task=Classification(3)),
         id="lite0",
+    ),
+    *(
+        pytest.param(
+            ModelSpec(
+                architecture="mlp",
+                hyperparameters={"features": 4, "hidden": [8, 8], "activation": activation},
+                task=Classification(3),
+            ),
+            id=f"mlp-{activation}",
+            marks=() if activation in ("maxout", "rbf", "prelu") else slow,
+        )
+        for activation in get_args(Activation)
+        if activation != "relu"
     ),
     *(
         pytest.param(
