@@ -3,8 +3,9 @@
 batch size      the largest power of two that leaves 20 steps in an epoch, at least 8 and at most 32 for images and
                 texts, 256 for vectors.
 learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 5e-4 for a pre-trained image trunk,
-                1e-3 for random weights, 5e-3 when only the head ever learns. SGD: 20 times as much.
-                Other batches: AdamW times the square root of batch / 32 (Malladi et al. 2022), SGD times batch / 32
+                1e-3 for random weights, 5e-3 when only the head ever learns. Adam and RMSProp alike
+                (with momentum α RMSProp takes 1 - α of it), AdaGrad 10 times as much, SGD 20 times.
+                Other batches: times the square root of batch / 32 (Malladi et al. 2022), SGD times batch / 32
                 (Goyal et al. 2017). All of it times the recipe's multiplier.
 epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones; at least 2 and at most 10 and
                 100 respectively; never so many that there are more than 30,000 steps, unless one epoch has them.
@@ -19,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from finetune.recipe import AdamW, Recipe
+from finetune.recipe import AdaGrad, Recipe, RmsProp, Sgd
 from models.catalog import Modality
 
 LARGEST_BATCH: dict[Modality, int] = {"image": 32, "text": 32, "vector": 256}
@@ -30,6 +31,7 @@ PRETRAINED_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector":
 SCRATCH_RATE = 1e-3
 HEAD_RATE = 5e-3
 SGD_FACTOR = 20.0
+ADAGRAD_FACTOR = 10.0
 REFERENCE_BATCH = 32
 
 MOST_STEPS = 30_000
@@ -89,12 +91,16 @@ def choose(recipe: Recipe, modality: Modality, items: int, *, pretrained: bool) 
     step_items = min(size * recipe.gradient_accumulation, items)
     rate = given.learning_rate
     if rate == "auto":
-        optimizer: Literal["adamw", "sgd"] = "adamw" if isinstance(recipe.optimizer, AdamW) else "sgd"
+        optimizer: Literal["adamw", "sgd"] = "sgd" if isinstance(recipe.optimizer, Sgd) else "adamw"
         head_only = recipe.transfer.freeze == "all" and recipe.transfer.unfreeze_epoch is None
         multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
         rate = multiplier * learning_rate(
             modality, optimizer, step_items=step_items, pretrained=pretrained, head_only=head_only
         )
+        if isinstance(recipe.optimizer, RmsProp):
+            rate *= 1.0 - recipe.optimizer.momentum
+        elif isinstance(recipe.optimizer, AdaGrad):
+            rate *= ADAGRAD_FACTOR
     passes = epochs(items, step_items, pretrained=pretrained) if given.n_epochs == "auto" else given.n_epochs
     return Chosen(epochs=passes, batch_size=size, learning_rate=rate)
 

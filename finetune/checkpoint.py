@@ -36,6 +36,7 @@ class Progress(msgspec.Struct, kw_only=True):
     step: optimizer steps done; epoch and position in it follow from it.
     best, best_step, best_metrics: the best evaluation so far, by the metric that chooses what is published.
     reference, stale: the value that early stopping wants improved, and the evaluations for which it was not.
+    flat_loss, flat, plateaus: lowest validation loss, evaluations since, and how often the rate has fallen for it.
     loss_sum, weight_sum: training loss since the last point of `curve`.
     curve: step, epoch, train_loss, learning_rate at regular steps. evaluations: step, epoch and validation metrics.
     scaler: state of the loss scaling of float16.
@@ -49,6 +50,9 @@ class Progress(msgspec.Struct, kw_only=True):
     reference: float | None = None
     stale: int = 0
     stopped: bool = False
+    flat_loss: float | None = None
+    flat: int = 0
+    plateaus: int = 0
     loss_sum: float = 0.0
     weight_sum: float = 0.0
     curve: list[dict[str, float]] = []

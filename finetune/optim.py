@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finetune.recipe import AdamW, Schedule, Sgd, Transfer
+from finetune import rmsprop
+from finetune.recipe import AdaGrad, Adam, AdamW, Optimizer, RmsProp, Schedule, Transfer
 from models.network import Network
 
 
-def build(network: Network, section: AdamW | Sgd, transfer: Transfer) -> torch.optim.Optimizer:
+def build(network: Network, section: Optimizer, transfer: Transfer) -> torch.optim.Optimizer:
     """The recipe's optimizer over all parameters, frozen ones too: without a gradient they are left alone.
 
-    AdamW: Loshchilov and Hutter 2019. The fused kernels update all parameters in one pass (on two CPU cores, twelve
-    times as fast for MiniLM as one operation after the other).
+    AdamW: Loshchilov and Hutter 2019; Adam: Kingma and Ba 2015; AdaGrad: Duchi, Hazan and Singer 2011. The fused
+    kernels update all parameters in one pass (on two CPU cores, twelve times as fast for MiniLM as one operation after
+    the other).
     """
     groups = parameter_groups(network, section.weight_decay, transfer.layer_decay)
-    if isinstance(section, AdamW):
-        return torch.optim.AdamW(groups, lr=0.0, betas=(section.beta1, section.beta2), eps=section.epsilon, fused=True)
+    if isinstance(section, AdamW | Adam):
+        kind = torch.optim.AdamW if isinstance(section, AdamW) else torch.optim.Adam
+        return kind(groups, lr=0.0, betas=(section.beta1, section.beta2), eps=section.epsilon, fused=True)
+    if isinstance(section, AdaGrad):
+        return torch.optim.Adagrad(groups, lr=0.0, eps=section.epsilon)
+    if isinstance(section, RmsProp):
+        return rmsprop.RmsProp(
+            groups,
+            decay=section.decay,
+            momentum=section.momentum,
+            nesterov=section.nesterov,
+            epsilon=section.epsilon,
+        )
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=section.momentum, nesterov=section.nesterov, fused=True)
     if section.momentum:
         # Its fused kernel cannot start the momentum of some parameters, released ones, later than that of others.
@@ -56,8 +70,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["scale"]
 
 
-def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> float:
-    """Rate of step `step` (from 0) of `steps`.
+def learning_rate(schedule: Schedule, peak: float, step: int, steps: int, plateaus: int = 0) -> float:
+    """Rate of step `step` (from 0) of `steps`, after so many plateaus of the validation loss.
 
     Warm-up rises in a line and reaches the peak with its last step; the decay starts at the peak and would reach
     floor · peak at step `steps`, so that no step is spent at a rate of zero.
@@ -70,9 +84,46 @@ def learning_rate(schedule: Schedule, peak: float, step: int, steps: int) -> flo
         share = 0.5 * (1.0 + math.cos(math.pi * progress))
     elif schedule.decay == "linear":
         share = 1.0 - progress
+    elif schedule.decay == "step":
+        share = schedule.factor ** sum(step >= milestone * steps for milestone in schedule.milestones)
+    elif schedule.decay == "plateau":
+        share = schedule.factor**plateaus
     else:
         share = 1.0
     return peak * (schedule.floor + (1.0 - schedule.floor) * share)
+
+
+@torch.no_grad()
+def shrink(optimizer: torch.optim.Optimizer, l1: float) -> None:
+    """Move every learning weight (no vectors) towards zero by l1 times its rate, and no further.
+
+    The proximal step of an L1 term (Tibshirani 1996; Daubechies et al. 2004): weights become exactly zero, which the
+    term's gradient alone never makes them.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.ndim > 1 and parameter.requires_grad:
+                left = parameter.abs().sub_(l1 * group["lr"]).clamp_(min=0.0)
+                parameter.copy_(left.mul_(parameter.sign()))
+
+
+@contextmanager
+def noisy(network: Network, share: float) -> Iterator[None]:
+    """Gaussian noise on the learning weights (no vectors) inside; outside they are what they were, bit for bit.
+
+    share: the noise's deviation over that of each tensor. Murray and Edwards 1994.
+    """
+    weights = [p for p in network.parameters() if share and p.ndim > 1 and p.requires_grad]
+    before = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            weight.add_(torch.randn_like(weight) * (share * weight.std()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, before, strict=True):
+                weight.copy_(value)
 
 
 def frozen_blocks(network: Network, freeze: str | None) -> list[nn.Module]:

@@ -72,18 +72,76 @@ class AdamW(Part, frozen=True, kw_only=True, tag="adamw", tag_field="type"):
     epsilon: PositiveFloat = 1e-8
 
 
+class Adam(Part, frozen=True, kw_only=True, tag="adam", tag_field="type"):
+    """`weight_decay` is L2: part of the gradient, and so of what its size is measured by. AdamW keeps it apart."""
+
+    weight_decay: NonNegative = 0.0
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: PositiveFloat = 1e-8
+
+
 class Sgd(Part, frozen=True, kw_only=True, tag="sgd", tag_field="type"):
     momentum: Share = 0.9
     nesterov: bool = False
     weight_decay: NonNegative = 0.0
 
+    def __post_init__(self) -> None:
+        needs_momentum(self.nesterov, self.momentum)
+
+
+class AdaGrad(Part, frozen=True, kw_only=True, tag="adagrad", tag_field="type"):
+    weight_decay: NonNegative = 0.0
+    epsilon: PositiveFloat = 1e-10
+
+
+class RmsProp(Part, frozen=True, kw_only=True, tag="rmsprop", tag_field="type"):
+    """`decay`: what the mean of squared gradients keeps of itself at a step."""
+
+    decay: Share = 0.9
+    momentum: Share = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegative = 0.0
+    epsilon: PositiveFloat = 1e-8
+
+    def __post_init__(self) -> None:
+        needs_momentum(self.nesterov, self.momentum)
+
+
+def needs_momentum(nesterov: bool, momentum: float) -> None:
+    if nesterov and momentum == 0.0:
+        raise ValueError("nesterov is a kind of momentum; give a momentum above 0")
+
+
+# Weight decay never touches biases and the scales of norms, whichever optimizer it is.
+Optimizer = AdamW | Adam | Sgd | AdaGrad | RmsProp
+
 
 class Schedule(Part, frozen=True, kw_only=True):
-    """Linear warm-up over a share of all steps, then `decay` to `floor` times the peak rate."""
+    """Linear warm-up over a share of all steps, then `decay` to `floor` times the peak rate.
+
+    step: the rate falls to `factor` times what it was at each of the `milestones`, shares of all steps.
+    plateau: it falls so when the validation loss has not improved for `patience` evaluations.
+    """
 
     warmup: Share = 0.1
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "constant", "step", "plateau"] = "cosine"
     floor: Share = 0.0
+    factor: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.1
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    patience: Positive = 2
+
+
+class Regularization(Part, frozen=True, kw_only=True):
+    """Beside the optimizer's weight decay (L2).
+
+    l1: pulls every weight, not biases and norms, to exactly zero by this times the learning rate at each step.
+    weight_noise: deviation of Gaussian noise on the weights while a gradient is computed, as a share of each tensor's
+        own deviation.
+    """
+
+    l1: NonNegative = 0.0
+    weight_noise: NonNegative = 0.0
 
 
 class Transfer(Part, frozen=True, kw_only=True):
@@ -101,13 +159,21 @@ class Transfer(Part, frozen=True, kw_only=True):
 
 
 class Augmentation(Part, frozen=True, kw_only=True):
-    """On the device, training images only: degrees, shares of the side, probability, and jitter factor."""
+    """On the device, training images only: degrees, shares of the side, probability, and jitter factor.
+
+    noise: deviation of Gaussian noise on every pixel, as a share of the full range.
+    mixup, cutmix: α of the Beta distribution that two images of a batch, and their losses, are mixed by; as a sum of
+        both (Zhang et al. 2018), or as a rectangle of one in the other (Yun et al. 2019). With both, a coin decides.
+    """
 
     rotation: Annotated[float, msgspec.Meta(ge=0.0, le=180.0)] = 0.0
     translation: Share = 0.0
     scale: Share = 0.0
     flip: Share = 0.0
     colour: Share = 0.0
+    noise: Share = 0.0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
 
 
 class Stopping(Part, frozen=True, kw_only=True):
@@ -144,8 +210,9 @@ class Recipe(Part, frozen=True, kw_only=True):
     image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] | None = None
     max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] | None = None
     objective: CrossEntropy = CrossEntropy()
-    optimizer: AdamW | Sgd = AdamW()
+    optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
+    regularization: Regularization = Regularization()
     transfer: Transfer = Transfer()
     augmentation: Augmentation = Augmentation()
     stopping: Stopping | None = None

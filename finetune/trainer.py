@@ -29,7 +29,7 @@ from finetune.evaluate import evaluate, figures
 from finetune.meter import Meter
 from finetune.objectives.cross_entropy import CrossEntropy
 from finetune.preprocess import Items, tensors
-from finetune.recipe import Recipe, Stopping
+from finetune.recipe import Recipe, Schedule, Stopping
 from finetune.run_request import Cancelled, Reporter
 from models.network import Network
 
@@ -105,14 +105,17 @@ def fit(
                 accelerator.free_memory()  # DDP's hooks are for the parameters that learned when it was made
                 model, stepper = accelerator.prepare(network, optimizer)
 
-        rate = optim.learning_rate(recipe.schedule, chosen.learning_rate, step, steps)
+        rate = optim.learning_rate(recipe.schedule, chosen.learning_rate, step, steps, progress.plateaus)
         optim.set_learning_rate(optimizer, rate)
         seed_generators(accelerator.device, seed, step, accelerator.process_index)
-        loss, weight = gradients(accelerator, model, objective, train, order[position], recipe, augment)
+        with optim.noisy(network, recipe.regularization.weight_noise):
+            loss, weight = gradients(accelerator, model, objective, train, order[position], recipe, augment)
         norm = None
         if recipe.gradient_clip is not None:
             norm = accelerator.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
         stepper.step()
+        if recipe.regularization.l1:
+            optim.shrink(optimizer, recipe.regularization.l1)
         stepper.zero_grad()
 
         progress.step = step + 1
@@ -123,6 +126,7 @@ def fit(
                 found = figures(evaluate(network, validation, objective, 2 * chosen.batch_size, check), validation)
                 optim.set_mode(network, frozen)
             meter.evaluated(found)
+            watch_plateau(progress, found["loss"], recipe.schedule)
             if judge(progress, found, recipe.stopping):
                 best = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
         ended = progress.stopped or progress.step == steps
@@ -179,11 +183,15 @@ def gradients(
     total = torch.zeros((), device=accelerator.device)
     for piece in pieces:
         inputs = tensors(items.batch(piece), accelerator.device)
-        if augment is not None:
-            inputs = [augment(inputs[0])]
         targets = torch.from_numpy(items.targets[piece]).to(accelerator.device)
+        mix = None
+        if augment is not None:
+            inputs[0], mix = augment(inputs[0])
         with nullcontext() if piece is pieces[-1] else accelerator.no_sync(model):
-            loss = objective.loss(model(*inputs), targets)
+            outputs = model(*inputs)
+            loss = objective.loss(outputs, targets)
+            if mix is not None:
+                loss = mix.share * loss + (1.0 - mix.share) * objective.loss(outputs, targets[mix.partners])
             # Processes average their gradients; their number undoes it.
             accelerator.backward(loss * (accelerator.num_processes / weight))
         total += loss.detach()
@@ -193,6 +201,17 @@ def gradients(
 def evaluation_positions(epoch_steps: int, evaluations: int) -> set[int]:
     """After how many steps of an epoch the validation split is measured: evenly spread, the last step always."""
     return {math.ceil(epoch_steps * i / evaluations) for i in range(1, evaluations + 1)}
+
+
+def watch_plateau(progress: Progress, loss: float, schedule: Schedule) -> None:
+    """Count a plateau when the validation loss has not fallen for the schedule's patience."""
+    if progress.flat_loss is None or loss < progress.flat_loss:
+        progress.flat_loss, progress.flat = loss, 0
+        return
+    progress.flat += 1
+    if progress.flat >= schedule.patience:
+        progress.flat = 0
+        progress.plateaus += 1
 
 
 def judge(progress: Progress, found: dict[str, float], stopping: Stopping | None) -> bool:

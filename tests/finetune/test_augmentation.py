@@ -21,7 +21,58 @@ def augmented(seed: int = 0, **fields: float) -> Tensor:
     augment = augmentation.build(Augmentation(**fields))
     assert augment is not None
     torch.manual_seed(seed)
-    return augment(images())
+    changed, mix = augment(images())
+    assert mix is None
+    return changed
+
+
+def mixed(pixels: Tensor, seed: int = 0, **fields: float) -> tuple[Tensor, augmentation.Mix]:
+    augment = augmentation.build(Augmentation(**fields))
+    assert augment is not None
+    torch.manual_seed(seed)
+    changed, mix = augment(pixels)
+    assert mix is not None
+    return changed, mix
+
+
+def shades(count: int = 8) -> Tensor:
+    """uint8 [count, 16, 16, 3], each image of one shade."""
+    return (torch.arange(count) * 20).to(torch.uint8)[:, None, None, None].expand(count, 16, 16, 3)
+
+
+def test_mixup_blends_each_image_with_its_partner_by_the_share_of_the_loss() -> None:
+    shares = set()
+    for seed in range(20):
+        changed, mix = mixed(shades(), seed, mixup=0.4)
+        own, partner = torch.arange(8) * 20.0, mix.partners * 20.0
+        expected = mix.share * own + (1 - mix.share) * partner
+        assert (changed[:, 3, 5, 1] - expected).abs().max() <= 1.0
+        assert sorted(mix.partners.tolist()) == list(range(8))
+        shares.add(mix.share)
+    assert len(shares) == 20
+    assert max(shares) > 0.8
+    assert min(shares) < 0.2
+
+
+def test_cutmix_pastes_a_rectangle_of_the_partner_and_counts_its_pixels() -> None:
+    for seed in range(20):
+        changed, mix = mixed(shades(), seed, cutmix=1.0)
+        for i, partner in enumerate(mix.partners.tolist()):
+            own = (changed[i] == 20 * i).float().mean()
+            assert set(changed[i].unique().tolist()) <= {20 * i, 20 * partner}
+            if partner != i:
+                assert float(own) == pytest.approx(mix.share, abs=1e-6)
+
+
+def test_with_both_a_coin_decides() -> None:
+    kinds = {len(mixed(shades(), seed, mixup=1.0, cutmix=1.0)[0][1].unique()) for seed in range(20)}
+    assert kinds == {1, 2}
+
+
+def test_noise_has_the_deviation_that_was_asked_for() -> None:
+    found = augmented(noise=0.05).float() - images().float()
+    assert float(found[:, 8:].std()) == pytest.approx(0.05 * 255, rel=0.1)
+    assert abs(float(found[:, 3:7, 4:9].mean())) < 1.5
 
 
 def test_a_recipe_that_asks_for_nothing_gets_nothing() -> None:

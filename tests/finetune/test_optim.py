@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune import optim
-from finetune.recipe import AdamW, Schedule, Sgd, Transfer
+from finetune import optim, trainer
+from finetune.checkpoint import Progress
+from finetune.recipe import AdaGrad, Adam, AdamW, Optimizer, RmsProp, Schedule, Sgd, Transfer
 from models.network import Network
 from tests.finetune.small import convolutions, differing, mlp, weights
 
@@ -71,8 +72,112 @@ def test_adamw_takes_its_betas_and_epsilon_from_the_recipe() -> None:
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1 * (first + second)))
 
 
-@pytest.mark.parametrize("section", [AdamW(), Sgd()])
-def test_state_comes_back_whole_in_the_layout_of_the_parameters(section: AdamW | Sgd) -> None:
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_rmsprop_is_its_formula(momentum: float, nesterov: bool) -> None:
+    if nesterov and not momentum:
+        with pytest.raises(ValueError, match="nesterov is a kind of momentum"):
+            RmsProp(nesterov=True)
+        return
+    network = mlp()
+    start = network.head.bias.detach().clone()  # type: ignore[union-attr]
+    section = RmsProp(decay=0.75, momentum=momentum, nesterov=nesterov, epsilon=0.5)
+    optimizer = optim.build(network, section, Transfer())
+    optim.set_learning_rate(optimizer, 0.1)
+    moved = square = velocity = 0.0
+    for gradient in (3.0, 1.0, -2.0):
+        step_with_gradients(network, optimizer, gradient)
+        square = 0.75 * square + 0.25 * gradient**2
+        update = gradient / (square**0.5 + 0.5)
+        velocity = momentum * velocity + update
+        moved += 0.1 * (update + momentum * velocity if nesterov else velocity)
+    found = start - network.head.bias.detach()  # type: ignore[union-attr]
+    torch.testing.assert_close(found, torch.full_like(found, moved))
+
+
+def test_rmsprop_without_nesterov_does_what_torchs_own_does() -> None:
+    one, other = convolutions(), convolutions()
+    ours = optim.build(one, RmsProp(decay=0.9, momentum=0.8), Transfer())
+    optim.set_learning_rate(ours, 0.01)
+    theirs = torch.optim.RMSprop(other.parameters(), lr=0.01, alpha=0.9, momentum=0.8, eps=1e-8)
+    pixels = torch.randint(0, 256, (8, 8, 8, 3), dtype=torch.uint8)
+    for _ in range(5):
+        for network, optimizer in ((one, ours), (other, theirs)):
+            optimizer.zero_grad()
+            network.eval()(pixels)["logits"].square().sum().backward()
+            optimizer.step()
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(tensor, weights(other)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_adagrad_divides_by_the_root_of_all_squares_so_far() -> None:
+    network = mlp()
+    start = network.head.bias.detach().clone()  # type: ignore[union-attr]
+    optimizer = optim.build(network, AdaGrad(epsilon=0.5), Transfer())
+    optim.set_learning_rate(optimizer, 0.1)
+    for gradient in (3.0, 4.0):
+        step_with_gradients(network, optimizer, gradient)
+    found = start - network.head.bias.detach()  # type: ignore[union-attr]
+    torch.testing.assert_close(found, torch.full_like(found, 0.1 * (3 / (3 + 0.5) + 4 / (5 + 0.5))))
+
+
+def test_adams_weight_decay_is_part_of_the_gradient_and_adamws_is_not() -> None:
+    def moved(section: Adam | AdamW) -> torch.Tensor:
+        network = mlp()
+        before = network.head.weight.detach().clone()  # type: ignore[union-attr]
+        optimizer = optim.build(network, section, Transfer())
+        optim.set_learning_rate(optimizer, 0.1)
+        step_with_gradients(network, optimizer, 0.0)
+        return before - network.head.weight.detach()  # type: ignore[union-attr]
+
+    weight = mlp().head.weight.detach()  # type: ignore[union-attr]
+    torch.testing.assert_close(moved(Adam(weight_decay=0.5)), 0.1 * weight.sign(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(moved(AdamW(weight_decay=0.5)), 0.1 * 0.5 * weight)
+
+
+def test_l1_makes_small_weights_zero_and_leaves_biases() -> None:
+    network = convolutions()
+    before = weights(network)
+    optimizer = optim.build(network, Sgd(), Transfer())
+    optim.set_learning_rate(optimizer, 0.1)
+    optim.set_mode(network, optim.frozen_blocks(network, "stage0"))
+    optim.shrink(optimizer, 0.5)
+    assert differing(before, weights(network)) == {"trunk.stages.1.0.weight", "head.weight"}
+    old, new = before["head.weight"], weights(network)["head.weight"]
+    torch.testing.assert_close(new, old.sign() * (old.abs() - 0.05).clamp(min=0))
+    assert 0 < int((new == 0).sum()) < new.numel()
+
+
+def test_noise_on_the_weights_is_gone_afterwards_bit_for_bit() -> None:
+    network = convolutions()
+    before = weights(network)
+    with optim.noisy(network, 0.1):
+        changed = differing(before, weights(network))
+        noise = weights(network)["head.weight"] - before["head.weight"]
+    assert changed == {"trunk.stages.0.0.weight", "trunk.stages.1.0.weight", "head.weight"}
+    assert float(noise.std() / before["head.weight"].std()) == pytest.approx(0.1, rel=0.2)
+    assert differing(before, weights(network)) == set()
+
+
+def test_the_rate_falls_at_milestones_and_plateaus() -> None:
+    steps = Schedule(warmup=0.0, decay="step", factor=0.5, milestones=(0.3, 0.6))
+    rates = [optim.learning_rate(steps, 2.0, step, 10) for step in range(10)]
+    assert rates == pytest.approx([2.0] * 3 + [1.0] * 3 + [0.5] * 4)
+    plateau = Schedule(warmup=0.0, decay="plateau", factor=0.1, floor=0.05)
+    assert [optim.learning_rate(plateau, 1.0, 5, 10, n) for n in (0, 1, 2)] == pytest.approx([1.0, 0.145, 0.0595])
+
+
+def test_a_plateau_is_patience_evaluations_without_a_lower_loss() -> None:
+    progress, schedule = Progress(run="run"), Schedule(decay="plateau", patience=2)
+    found = []
+    for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.8, 0.8, 0.8, 0.8):
+        trainer.watch_plateau(progress, loss, schedule)
+        found.append(progress.plateaus)
+    assert found == [0, 0, 0, 1, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("section", [AdamW(), Adam(), Sgd(), AdaGrad(), RmsProp(momentum=0.5, nesterov=True)])
+def test_state_comes_back_whole_in_the_layout_of_the_parameters(section: Optimizer) -> None:
     def prepared() -> tuple[Network, torch.optim.Optimizer]:
         network = convolutions().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = optim.build(network, section, Transfer())
