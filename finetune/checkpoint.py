@@ -29,6 +29,13 @@ OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 
 
+class GradientNorms(msgspec.Struct, frozen=True):
+    """Euclidean norm of each block's gradient, from the input to the head, after `step` steps."""
+
+    step: int
+    norms: dict[str, float]
+
+
 class Progress(msgspec.Struct, kw_only=True):
     """Where a run stands, beside its tensors.
 
@@ -39,6 +46,7 @@ class Progress(msgspec.Struct, kw_only=True):
     flat_loss, flat, plateaus: lowest validation loss, evaluations since, and how often the rate has fallen for it.
     loss_sum, weight_sum: training loss since the last point of `curve`.
     curve: step, epoch, train_loss, learning_rate at regular steps. evaluations: step, epoch and validation metrics.
+    gradient_norms: at the regular steps of the curve.
     scaler: state of the loss scaling of float16.
     """
 
@@ -57,6 +65,7 @@ class Progress(msgspec.Struct, kw_only=True):
     weight_sum: float = 0.0
     curve: list[dict[str, float]] = []
     evaluations: list[dict[str, float]] = []
+    gradient_norms: list[GradientNorms] = []
     scaler: dict[str, float] = {}
 
 

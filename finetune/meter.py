@@ -42,6 +42,10 @@ class Meter:
         self.items = 0
         self.pace = 0.0
 
+    def at_point(self, step: int) -> bool:
+        """Whether the curve has a point after `step` steps."""
+        return step % self.every == 0
+
     def add(self, loss: Tensor, weight: float, items: int, rate: float, gradient_norm: Tensor | None) -> None:
         """After a step: `loss` is the sum over its `items`, `weight` what it is divided by.
 
@@ -52,7 +56,7 @@ class Meter:
         self.items += items
         self.rate = rate
         self.gradient_norm = gradient_norm
-        if self.progress.step % self.every == 0:
+        if self.at_point(self.progress.step):
             self._add_point()
         if time.monotonic() - self.reported >= REPORT_SECONDS:
             self.report({})

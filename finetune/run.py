@@ -156,7 +156,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             training_sha256=request.training.sha256,
             validation_sha256=request.validation.sha256 if request.validation else None,
         ),
-        extra_files={"training_curve.png": curve.plot(result)},
+        extra_files={"training_curve.png": curve.plot(result), "training_curve.json": curve.numbers(result)},
         progress=tell,
     )
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from finetune import augmentation, automatic, checkpoint, optim
 from finetune.batches import steps_in_epoch, training_order
-from finetune.checkpoint import Checkpoint, Progress
+from finetune.checkpoint import Checkpoint, GradientNorms, Progress
 from finetune.evaluate import evaluate, figures
 from finetune.meter import Meter
 from finetune.objectives.cross_entropy import CrossEntropy
@@ -38,7 +38,7 @@ from models.network import Network
 class FitResult:
     """steps: done, of `planned`. best_metrics: "loss", "accuracy", "macro_f1" on validation, after `best_step` steps.
 
-    curve, evaluations: as in `checkpoint.Progress`.
+    curve, evaluations, gradient_norms: as in `checkpoint.Progress`.
     """
 
     steps: int
@@ -47,6 +47,7 @@ class FitResult:
     best_metrics: dict[str, float]
     curve: list[dict[str, float]]
     evaluations: list[dict[str, float]]
+    gradient_norms: list[GradientNorms]
 
 
 def fit(
@@ -110,6 +111,8 @@ def fit(
         seed_generators(accelerator.device, seed, step, accelerator.process_index)
         with optim.noisy(network, recipe.regularization.weight_noise):
             loss, weight = gradients(accelerator, model, objective, train, order[position], recipe, augment)
+        if meter.at_point(step + 1):
+            progress.gradient_norms.append(GradientNorms(step + 1, gradient_norms(accelerator, network)))
         norm = None
         if recipe.gradient_clip is not None:
             norm = accelerator.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
@@ -152,6 +155,7 @@ def fit(
         best_metrics=progress.best_metrics,
         curve=progress.curve,
         evaluations=progress.evaluations,
+        gradient_norms=progress.gradient_norms,
     )
 
 
@@ -196,6 +200,16 @@ def gradients(
             accelerator.backward(loss * (accelerator.num_processes / weight))
         total += loss.detach()
     return accelerator.reduce(total, "sum"), weight
+
+
+def gradient_norms(accelerator: Accelerator, network: Network) -> dict[str, float]:
+    """Of each block that learns, from the input to the head: gradients that vanish or explode on the way are seen."""
+    inside = {id(parameter) for _, block in network.blocks() for parameter in block.parameters()}
+    parts = [(name, list(block.parameters())) for name, block in network.blocks()]
+    parts.append(("head", [parameter for parameter in network.parameters() if id(parameter) not in inside]))
+    scale = accelerator.scaler.get_scale() if accelerator.scaler else 1.0
+    learning = {name: [p.grad for p in part if p.grad is not None] for name, part in parts}
+    return {name: float(nn.utils.get_total_norm(part)) / scale for name, part in learning.items() if part}
 
 
 def evaluation_positions(epoch_steps: int, evaluations: int) -> set[int]:

@@ -151,7 +151,13 @@ def test_openais_client_goes_the_whole_path(served: Served) -> None:
     assert manifest.parity.samples == 12
     assert manifest.parity.top1_disagreements == 0
     assert manifest.lineage.job_id == job.id
-    assert {"evaluation.json", "evaluation.png", "training_curve.png", "MODEL_CARD.md"} <= manifest.files.keys()
+    assert {
+        "evaluation.json",
+        "evaluation.png",
+        "training_curve.png",
+        "training_curve.json",
+        "MODEL_CARD.md",
+    } <= manifest.files.keys()
 
 
 def test_a_server_killed_in_a_job_goes_on_with_it(served: Served) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from finetune import trainer
 from finetune.automatic import Chosen
-from finetune.batches import steps_in_epoch
+from finetune.batches import steps_in_epoch, training_order
 from finetune.checkpoint import Progress
 from finetune.evaluate import evaluate
 from finetune.objectives.cross_entropy import CrossEntropy
@@ -34,6 +34,8 @@ from finetune.recipe import (
     Transfer,
 )
 from finetune.run_request import Cancelled, JobFailed
+from models import registry
+from models.spec import Classification, ModelSpec
 from tests.finetune.one_of_several import train
 from tests.finetune.small import (
     Recorder,
@@ -355,3 +357,44 @@ def test_two_processes_train_the_network_that_one_does(tmp_path: Path) -> None:
     for name in one:
         torch.testing.assert_close(first[name], one[name], rtol=0.0, atol=1e-5)
     assert (one["trunk.layers.0.weight"] - mlp().state_dict()["trunk.layers.0.weight"]).abs().max() > 1e-2
+
+
+def test_gradient_norms_are_recorded_for_each_block_that_learns(tmp_path: Path) -> None:
+    items = digit_vectors(200)
+    found = fit(
+        mlp(),
+        items,
+        tmp_path,
+        chosen=Chosen(epochs=2, batch_size=50, learning_rate=0.0),
+        gradient_clip=None,
+        transfer=Transfer(freeze="hidden.0", unfreeze_epoch=1),
+    )
+    assert [point.step for point in found.gradient_norms] == [1, 2, 3, 4, 5, 6]
+    assert [list(point.norms) for point in found.gradient_norms] == [
+        *([["hidden.1", "head"]] * 3),
+        *([["hidden.0", "hidden.1", "head"]] * 3),
+    ]
+    network = mlp()
+    order = training_order(150, 50, 0, 1, None)
+    batch = torch.from_numpy(items.batch(order[2])["vector"])
+    targets = torch.from_numpy(items.targets[order[2]])
+    torch.nn.functional.cross_entropy(network(batch)["logits"], targets).backward()
+    for name, block in [*network.blocks(), ("head", network.head)]:
+        assert block is not None
+        squares = sum(float(p.grad.square().sum()) for p in block.parameters() if p.grad is not None)
+        assert found.gradient_norms[5].norms[name] == pytest.approx(squares**0.5, rel=1e-4)
+
+
+def test_gradients_vanish_through_sigmoids_and_not_through_relus(tmp_path: Path) -> None:
+    def ratio(activation: str) -> float:
+        torch.manual_seed(0)
+        hyperparameters = {"features": 64, "hidden": [16] * 8, "activation": activation}
+        network = registry.build(
+            ModelSpec(architecture="mlp", hyperparameters=hyperparameters, task=Classification(10))
+        )
+        chosen = Chosen(epochs=1, batch_size=50, learning_rate=1e-3)
+        found = fit(network, digit_vectors(150), tmp_path / activation, chosen=chosen).gradient_norms[0].norms
+        return found["hidden.0"] / found["hidden.7"]
+
+    assert ratio("sigmoid") < 1e-3
+    assert ratio("relu") > 0.05
