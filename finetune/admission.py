@@ -62,6 +62,12 @@ def admit(
         )
     if isinstance(recipe.model, ModelSpec):
         fits(recipe.model, labels)
+    if recipe.stopping is not None and recipe.stopping.retrain != "keep" and recipe.validation_file is not None:
+        raise Refused(
+            "stopping.retrain",
+            f"stopping.retrain: {recipe.stopping.retrain} learns from the validation split, too, which is to come from "
+            "the training file; leave validation_file out",
+        )
     weights = recipe.objective.class_weights
     if isinstance(weights, dict) and (strangers := sorted(weights.keys() - set(labels))):
         raise Refused(

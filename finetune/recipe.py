@@ -177,11 +177,19 @@ class Augmentation(Part, frozen=True, kw_only=True):
 
 
 class Stopping(Part, frozen=True, kw_only=True):
-    """Stop when `metric` on the validation split has not improved by `min_delta` for `patience` evaluations."""
+    """Stop when `metric` on the validation split has not improved by `min_delta` for `patience` evaluations.
+
+    retrain: whether the validation split is learned from, too, once the best step is known (Goodfellow, Bengio and
+        Courville 2016, section 7.8). keep: no, the weights of the best step are published. scratch: from the start
+        again on both splits, for as many steps as the best evaluation had. continue: on from the best weights on both
+        splits, at the rate they had but at least a tenth of the peak, until the loss on the validation split is below
+        what it was on the training split; for as many epochs again at most.
+    """
 
     metric: Literal["loss", "accuracy", "macro_f1"] = "loss"
     patience: Positive = 3
     min_delta: NonNegative = 0.0
+    retrain: Literal["keep", "scratch", "continue"] = "keep"
 
 
 class Recipe(Part, frozen=True, kw_only=True):

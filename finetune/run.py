@@ -19,16 +19,20 @@ from export import bundle, report
 from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as publish
 from export.parity import ParityError
+from export.report import Evaluation
 from finetune import automatic, curve, origin, preprocess, trainer
 from finetune.batches import evaluation_order
 from finetune.data.datasets import Dataset, open_dataset
 from finetune.data.splits import leakage, split
 from finetune.evaluate import evaluate
 from finetune.objectives import cross_entropy
+from finetune.preprocess import Items
 from finetune.recipe import Hyperparameters, Recipe
+from finetune.retraining import retrain
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
 from models import catalog
 from models.mlp import Perceptron
+from models.network import Network
 
 __all__ = ["Cancelled", "JobFailed", "Reporter", "RunRequest", "run"]
 
@@ -103,34 +107,52 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         f"{len(test):,} for testing): {chosen.epochs} epochs, batch {chosen.batch_size}, learning rate "
         f"{chosen.learning_rate:.2g}, seed {seed}"
     )
-    torch.manual_seed(seed)
-    network = origin.load(start, reading.spec, labels, request.backbones)
-    if isinstance(network.trunk, Perceptron) and start.folder is None:
-        network.trunk.standardize.fit(torch.from_numpy(train.batch(np.arange(len(train)))["vector"]))
+
+    def begin(learned: Items) -> Network:
+        torch.manual_seed(seed)
+        network = origin.load(start, reading.spec, labels, request.backbones)
+        if isinstance(network.trunk, Perceptron) and start.folder is None:
+            network.trunk.standardize.fit(torch.from_numpy(learned.batch(np.arange(len(learned)))["vector"]))
+        return network
+
+    network = begin(train)
     settled = settle(recipe, chosen, seed)
-    result = trainer.fit(
-        network,
-        train,
-        validation,
-        objective,
-        recipe,
-        chosen,
-        seed=seed,
-        run=fingerprint(settled, request, start.name),
-        folder=request.folder / "checkpoints",
-        reporter=reporter,
-    )
+    run = fingerprint(settled, request, start.name)
+    fit = partial(trainer.fit, validation=validation, objective=objective, seed=seed, reporter=reporter)
+    folder = request.folder / "checkpoints"
+    result = fit(network, train, recipe=recipe, chosen=chosen, run=run, folder=folder)
     if result.steps < result.planned:
         reporter.event(f"stopped early after {result.steps:,} of {result.planned:,} steps")
+
+    def measure(items: Items, words: str) -> Evaluation:
+        logits = evaluate(network, items, objective, 2 * chosen.batch_size, check).logits
+        found = report.evaluation(logits, items.targets, labels)
+        reporter.event(
+            f"accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f} on {found.samples:,} {words}",
+            type="evaluation",
+            data=found.figures(),
+        )
+        return found
+
     held_out, which = (test, "test") if len(test) else (validation, "validation")
-    logits = evaluate(network, held_out, objective, 2 * chosen.batch_size, check).logits
-    found = report.evaluation(logits, held_out.targets, labels)
-    reporter.event(
-        f"accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f} on {found.samples:,} {which} items, with the "
-        f"weights of step {result.best_step:,}",
-        type="evaluation",
-        data=found.figures(),
-    )
+    found = measure(held_out, f"{which} items, with the weights of step {result.best_step:,}")
+    if recipe.stopping is not None and recipe.stopping.retrain != "keep":
+        network = retrain(
+            recipe.stopping.retrain,
+            network,
+            result,
+            items.select(np.concatenate([splits.train, splits.validation])),
+            recipe,
+            chosen,
+            begin=begin,
+            training_loss=lambda best: evaluate(best, train, objective, 2 * chosen.batch_size, check).loss,
+            fit=partial(fit, run=f"{run} retraining", folder=request.folder / "retraining"),
+            reporter=reporter,
+        )
+        if len(test):
+            found = measure(test, "test items, after learning from the validation split, too")
+        else:
+            reporter.event("the figures stay those from before: what they were measured on has been learned from now")
 
     reporter.state("exporting")
 

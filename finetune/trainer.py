@@ -50,6 +50,15 @@ class FitResult:
     gradient_norms: list[GradientNorms]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Until:
+    """When a retraining ends, with the weights of its last step: after `step` steps, or once the validation loss is
+    less than `below`. Only the latter evaluates."""
+
+    step: int | None = None
+    below: float | None = None
+
+
 def fit(
     network: Network,
     train: Items,
@@ -62,11 +71,12 @@ def fit(
     run: str,
     folder: Path,
     reporter: Reporter,
+    until: Until | None = None,
 ) -> FitResult:
-    """Train `network` in place. It ends with the weights of its best evaluation, on the device it was trained on.
+    """Train `network` in place, and leave it on the device it was trained on.
 
-    The best is the one with the best `recipe.stopping.metric`, or with the lowest validation loss when the recipe
-    does not stop early; of equals the first.
+    Without `until` it ends with the weights of its best evaluation: the one with the best `recipe.stopping.metric`, or
+    with the lowest validation loss when the recipe does not stop early; of equals the first.
 
     run: fingerprint of recipe and data; a checkpoint of the same run in `folder` is gone on from.
     Raises Cancelled within a step of the reporter saying so, JobFailed when the loss is no longer a number,
@@ -84,6 +94,9 @@ def fit(
     epoch_steps = steps_in_epoch(len(train), step_items)
     steps = epoch_steps * chosen.epochs
     evaluations = evaluation_positions(epoch_steps, recipe.evaluations_per_epoch)
+    last = steps
+    if until is not None and until.step is not None:
+        evaluations, last = set(), min(until.step, steps)
 
     progress, best = resume(network, optimizer, accelerator, folder, run, reporter)
     meter = Meter(progress, steps, epoch_steps, reporter, accelerator.device)
@@ -94,7 +107,7 @@ def fit(
         if reporter.cancelled():
             raise Cancelled
 
-    for step in range(first, first if progress.stopped else steps):
+    for step in range(first, first if progress.stopped else last):
         check()
         epoch, position = divmod(step, epoch_steps)
         if position == 0 or step == first:
@@ -130,9 +143,11 @@ def fit(
                 optim.set_mode(network, frozen)
             meter.evaluated(found)
             watch_plateau(progress, found["loss"], recipe.schedule)
-            if judge(progress, found, recipe.stopping):
+            if until is not None:
+                progress.stopped = until.below is not None and found["loss"] < until.below
+            elif judge(progress, found, recipe.stopping):
                 best = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
-        ended = progress.stopped or progress.step == steps
+        ended = progress.stopped or progress.step == last
         if accelerator.is_main_process and (ended or time.monotonic() - saved >= recipe.checkpoint_seconds):
             with meter.paused():
                 progress.loss_sum = float(meter.loss_sum)
@@ -146,7 +161,8 @@ def fit(
             break
 
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
-    network.load_state_dict(best)
+    if until is None:
+        network.load_state_dict(best)
     network.eval()
     return FitResult(
         steps=progress.step,

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
-from sklearn.datasets import load_digits, load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 
 from export import bundle
 from export.bundle import Manifest
@@ -103,6 +103,70 @@ def test_from_a_table_to_a_bundle_that_answers(tmp_path: Path) -> None:
     reporter = Recorder()
     assert run(job, reporter) == manifest, "a job that has published does not publish twice"
     assert reporter.states == []
+
+
+def overfitting(folder: Path, retrain: str, name: str, reporter: Recorder, **fields: Any) -> RunRequest:
+    """Breast cancer, with a network that is much too wide for it: early stopping has something to stop."""
+    return request(
+        folder,
+        table(folder / "cancer.csv", load_breast_cancer()),
+        name=name,
+        model=ModelSpec(architecture="mlp", hyperparameters={"hidden": [128]}),
+        stopping=Stopping(patience=3, retrain=retrain),  # type: ignore[arg-type]
+        hyperparameters=Hyperparameters(n_epochs=40, batch_size=16, learning_rate=0.02),
+        **{"data": Data(validation=0.3, test=0.2), **fields},
+    )
+
+
+def test_retraining_from_scratch_takes_the_best_number_of_steps_on_both_splits(tmp_path: Path) -> None:
+    kept = run(overfitting(tmp_path, "keep", "kept", Recorder()), Recorder())
+    reporter = Recorder()
+    again = run(overfitting(tmp_path, "scratch", "again", reporter), reporter)
+    best = msgspec.json.decode((tmp_path / "repository/again/1/training_curve.json").read_bytes())
+    assert again.metrics["validation_loss"] == kept.metrics["validation_loss"]
+    said = next(message for _, _, message in reporter.events if message.startswith("from the start again"))
+    steps = int(said.rpartition(" for ")[2].split()[0])
+    assert steps in [evaluation["step"] for evaluation in best["evaluations"]]
+    assert "on all 456 items" in said
+    state = tensors(tmp_path, again)
+    assert not np.array_equal(state["head.weight"], tensors(tmp_path, kept)["head.weight"])
+    # The statistics of the input are those of both splits now, and of the training split alone before.
+    everything = load_breast_cancer().data
+    assert not np.allclose(state["trunk.standardize.mean"], tensors(tmp_path, kept)["trunk.standardize.mean"])
+    np.testing.assert_allclose(state["trunk.standardize.mean"], everything.mean(axis=0), rtol=0.05)
+    assert again.metrics["accuracy"] > 0.93, "on the test split, which neither has seen"
+    saved = sorted((tmp_path / "run-again-job-1" / "retraining").glob("step-*"))
+    assert int(saved[-1].name.removeprefix("step-")) == steps
+
+
+def test_retraining_goes_on_until_the_validation_loss_is_what_the_training_loss_was(tmp_path: Path) -> None:
+    kept = run(overfitting(tmp_path, "keep", "kept", Recorder()), Recorder())
+    reporter = Recorder()
+    on = run(overfitting(tmp_path, "continue", "on", reporter), reporter)
+    at = next(i for i, (_, _, message) in enumerate(reporter.events) if message.startswith("on with all 456 items"))
+    below = float(reporter.events[at][2].rpartition(" ")[2])
+    losses = [
+        float(message.partition("validation loss ")[2].partition(",")[0])
+        for _, _, message in reporter.events[at:]
+        if "validation loss " in message and message.startswith("epoch")
+    ]
+    assert below < kept.metrics["validation_loss"]
+    assert losses[-1] < below or len(losses) == 40
+    assert all(loss >= below for loss in losses[:-1])
+    assert on.metrics["accuracy"] > 0.93
+
+
+@pytest.mark.parametrize("strategy", ["scratch", "continue"])
+def test_a_retraining_that_is_cut_off_ends_with_the_same_weights(strategy: str, tmp_path: Path) -> None:
+    whole = Recorder()
+    expected = run(overfitting(tmp_path, strategy, "whole", whole, checkpoint_seconds=0.0), whole)
+    while not list((tmp_path / "run-parts-job-1" / "retraining").glob("step-*")):
+        cut = Recorder(30)
+        with pytest.raises(Cancelled):
+            run(overfitting(tmp_path, strategy, "parts", cut, checkpoint_seconds=0.0), cut)
+    found = run(overfitting(tmp_path, strategy, "parts", Recorder(), checkpoint_seconds=0.0), Recorder())
+    ours, theirs = tensors(tmp_path, found), tensors(tmp_path, expected)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_validation_file_is_for_measuring_only(tmp_path: Path) -> None:

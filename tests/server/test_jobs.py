@@ -200,6 +200,7 @@ def test_an_open_stream_does_not_hold_up_the_shutdown(start: Start) -> None:
         ({"schedule": {"decay": "step", "milestones": [1.5]}}, 400, "schedule.milestones[0]", "<= 1.0"),
         ({"schedule": {"decay": "cosine", "warm_up": 0.1}}, 400, "schedule", "warm_up"),
         ({"seed": -1}, 400, "seed", ">= 0"),
+        ({"stopping": {"retrain": "twice"}}, 400, "stopping.retrain", "twice"),
         ({"suffix": "a b"}, 400, "suffix", "regex"),
         ({"suffix": "x" * 64}, 400, "suffix", "give `name`"),
         ({"data": {"label_column": "kind"}}, 400, "training_file", "'kind'"),
@@ -223,6 +224,15 @@ def test_a_job_on_a_deleted_file(live: Live) -> None:
     live.client.delete(f"/v1/files/{file_id}")
     response = live.client.post(JOBS, json={"model": "mlp", "training_file": file_id})
     assert file_id in message_of(response, 404)
+
+
+def test_retraining_needs_the_validation_split_of_the_training_file(live: Live) -> None:
+    file_id = live.file_id("points.csv", VECTORS)
+    stopping = {"retrain": "scratch"}
+    recipe = {"model": "mlp", "training_file": file_id, "validation_file": file_id, "stopping": stopping}
+    response = live.client.post(JOBS, json=recipe)
+    assert "leave validation_file out" in message_of(response, 400)
+    assert response.json()["error"]["param"] == "stopping.retrain"
 
 
 def test_a_validation_file_of_another_kind(live: Live) -> None:
