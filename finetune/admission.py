@@ -60,6 +60,8 @@ def admit(
         raise Refused(
             "training_file", f"training_file: holds {kind}, and {stem} learns from {modality} data ({wanted})"
         )
+    if modality is not None and (field := recipe.augmentation.misplaced(modality)):
+        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {KIND_OF[modality]}")
     if isinstance(recipe.model, ModelSpec):
         fits(recipe.model, labels)
     if recipe.stopping is not None and recipe.stopping.retrain != "keep" and recipe.validation_file is not None:

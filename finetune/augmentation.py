@@ -1,4 +1,4 @@
-"""Random changes to training images, on the device they train on."""
+"""Random changes to training images and texts, on the device they train on."""
 
 from __future__ import annotations
 
@@ -81,6 +81,13 @@ def pasted(images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, floa
     return mixed, 1.0 - (bottom - top) * (right - left) / (height * width)
 
 
+def drop_words(attention_mask: Tensor, share: float) -> Tensor:
+    """The mask int64 [batch, length] without `share` of its tokens; the first one, which may stand for all, stays."""
+    kept = torch.rand(attention_mask.shape, device=attention_mask.device) >= share
+    kept[:, 0] = True
+    return attention_mask * kept
+
+
 def build(section: Augmentation) -> Augment | None:
-    """None when the recipe asks for nothing."""
-    return None if section == Augmentation() else Augment(section)
+    """None when the recipe asks for no change of images."""
+    return None if section.misplaced("text") in (None, "smote") else Augment(section)

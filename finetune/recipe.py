@@ -159,11 +159,13 @@ class Transfer(Part, frozen=True, kw_only=True):
 
 
 class Augmentation(Part, frozen=True, kw_only=True):
-    """On the device, training images only: degrees, shares of the side, probability, and jitter factor.
+    """Of training items only. For images: degrees, shares of the side, probability, and jitter factor.
 
     noise: deviation of Gaussian noise on every pixel, as a share of the full range.
     mixup, cutmix: α of the Beta distribution that two images of a batch, and their losses, are mixed by; as a sum of
         both (Zhang et al. 2018), or as a rectangle of one in the other (Yun et al. 2019). With both, a coin decides.
+    word_dropout: for texts, the share of the tokens that are left out, another choice at each step (Iyyer et al. 2015).
+    smote: for tables, fill rare classes up with items between an item and one of so many neighbours; 0: do not.
     """
 
     rotation: Annotated[float, msgspec.Meta(ge=0.0, le=180.0)] = 0.0
@@ -174,6 +176,16 @@ class Augmentation(Part, frozen=True, kw_only=True):
     noise: Share = 0.0
     mixup: NonNegative = 0.0
     cutmix: NonNegative = 0.0
+    word_dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    smote: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
+
+    def misplaced(self, modality: Literal["image", "text", "vector"]) -> str | None:
+        """The first field that is set and is for data of another kind; None when there is none."""
+        others = {"word_dropout": "text", "smote": "vector"}
+        for field in self.__struct_fields__:
+            if getattr(self, field) and others.get(field, "image") != modality:
+                return field
+        return None
 
 
 class Stopping(Part, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from finetune.preprocess import Items
 from finetune.recipe import Hyperparameters, Recipe
 from finetune.retraining import retrain
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
+from finetune.smote import oversample
 from models import catalog
 from models.mlp import Perceptron
 from models.network import Network
@@ -79,6 +80,9 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     modality = catalog.ARCHITECTURES[start.spec.architecture].modality
     if dataset.kind != KIND[modality]:
         raise ValueError(f"{request.training.filename} holds {dataset.kind}; {start.name} learns from {KIND[modality]}")
+    if field := recipe.augmentation.misplaced(modality):
+        meant = {"word_dropout": "texts", "smote": "tables"}.get(field, "images")
+        raise ValueError(f"augmentation.{field} is for {meant}; {start.name} learns from {KIND[modality]}")
     labels = dataset.labels
     reading = origin.read(start, recipe, dataset, request.backbones)
     for problem in dataset.problems[:MOST_PROBLEMS]:
@@ -88,7 +92,12 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     )
     items = prepare(dataset, folder=request.folder / CACHE / "training")
     splits = split(dataset, recipe.data, seed, validation=request.validation is None)
-    train, validation, test = (items.select(rows) for rows in (splits.train, splits.validation, splits.test))
+
+    def learned(rows: np.ndarray) -> Items:
+        neighbours = recipe.augmentation.smote
+        return oversample(items.select(rows), neighbours, seed) if neighbours else items.select(rows)
+
+    train, validation, test = learned(splits.train), items.select(splits.validation), items.select(splits.test)
     if request.validation is not None:
         other = open_dataset(request.validation.path, request.validation.filename, recipe.data, labels)
         report_leakage(dataset, other, reporter)
@@ -108,11 +117,11 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         f"{chosen.learning_rate:.2g}, seed {seed}"
     )
 
-    def begin(learned: Items) -> Network:
+    def begin(training: Items) -> Network:
         torch.manual_seed(seed)
         network = origin.load(start, reading.spec, labels, request.backbones)
         if isinstance(network.trunk, Perceptron) and start.folder is None:
-            network.trunk.standardize.fit(torch.from_numpy(learned.batch(np.arange(len(learned)))["vector"]))
+            network.trunk.standardize.fit(torch.from_numpy(training.batch(np.arange(len(training)))["vector"]))
         return network
 
     network = begin(train)
@@ -141,7 +150,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             recipe.stopping.retrain,
             network,
             result,
-            items.select(np.concatenate([splits.train, splits.validation])),
+            learned(np.concatenate([splits.train, splits.validation])),
             recipe,
             chosen,
             begin=begin,

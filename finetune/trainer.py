@@ -207,6 +207,8 @@ def gradients(
         mix = None
         if augment is not None:
             inputs[0], mix = augment(inputs[0])
+        elif recipe.augmentation.word_dropout:
+            inputs[1] = augmentation.drop_words(inputs[1], recipe.augmentation.word_dropout)
         with nullcontext() if piece is pieces[-1] else accelerator.no_sync(model):
             outputs = model(*inputs)
             loss = objective.loss(outputs, targets)

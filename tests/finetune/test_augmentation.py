@@ -69,6 +69,18 @@ def test_with_both_a_coin_decides() -> None:
     assert kinds == {1, 2}
 
 
+def test_words_are_dropped_by_their_share_and_padding_and_the_first_stay() -> None:
+    torch.manual_seed(0)
+    mask = torch.ones(200, 50, dtype=torch.int64)
+    mask[:, 30:] = 0
+    found = augmentation.drop_words(mask, 0.3)
+    assert found.dtype == torch.int64
+    assert not found[:, 30:].any()
+    assert found[:, 0].all()
+    assert float(found[:, 1:30].float().mean()) == pytest.approx(0.7, abs=0.02)
+    assert len({row.numpy().tobytes() for row in found}) == 200
+
+
 def test_noise_has_the_deviation_that_was_asked_for() -> None:
     found = augmented(noise=0.05).float() - images().float()
     assert float(found[:, 8:].std()) == pytest.approx(0.05 * 255, rel=0.1)

@@ -322,7 +322,8 @@ def test_mixed_precision_trains_and_leaves_a_float32_network(tmp_path: Path) -> 
     assert torch.equal(mixed(vectors)["logits"], fresh(vectors)["logits"])
 
 
-def test_texts_are_evaluated_in_the_order_of_the_items() -> None:
+def text_items() -> Items:
+    """57 texts of 1 to 29 random tokens, of two classes."""
     random = np.random.default_rng(0)
     rows = [random.integers(1, 100, length) for length in random.integers(1, 30, 57)]
 
@@ -334,8 +335,32 @@ def test_texts_are_evaluated_in_the_order_of_the_items() -> None:
             ids[i, : len(rows[row])], mask[i, : len(rows[row])] = rows[row], 1
         return {"input_ids": ids, "attention_mask": mask}
 
-    items = Items(random.integers(0, 2, 57), np.array([len(row) for row in rows]), np.arange(57), collate)
-    network, objective = text_network(), CrossEntropy(2)
+    return Items(random.integers(0, 2, 57), np.array([len(row) for row in rows]), np.arange(57), collate)
+
+
+def test_words_are_dropped_in_training_and_not_in_evaluation(tmp_path: Path) -> None:
+    items, network = text_items(), text_network()
+    shares: dict[bool, list[float]] = {True: [], False: []}
+
+    def watch(_: torch.nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+        ids, mask = inputs
+        shares[network.training].append(float(mask.sum() / (ids != 0).sum()))
+
+    network.trunk.register_forward_pre_hook(watch)
+    fit(
+        network,
+        items,
+        tmp_path,
+        chosen=Chosen(epochs=4, batch_size=10, learning_rate=1e-3),
+        held_out=17,
+        augmentation=Augmentation(word_dropout=0.4),
+    )
+    assert np.mean(shares[True]) == pytest.approx(0.6 + 0.4 / 15, abs=0.07)
+    assert set(shares[False]) == {1.0}
+
+
+def test_texts_are_evaluated_in_the_order_of_the_items() -> None:
+    items, network, objective = text_items(), text_network(), CrossEntropy(2)
     batched = evaluate(network, items, objective, 8, lambda: None)
     single = [evaluate(network, items.select(np.array([i])), objective, 1, lambda: None) for i in range(57)]
     np.testing.assert_allclose(batched.logits, np.concatenate([one.logits for one in single]), atol=1e-6)

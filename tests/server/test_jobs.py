@@ -200,6 +200,8 @@ def test_an_open_stream_does_not_hold_up_the_shutdown(start: Start) -> None:
         ({"schedule": {"decay": "step", "milestones": [1.5]}}, 400, "schedule.milestones[0]", "<= 1.0"),
         ({"schedule": {"decay": "cosine", "warm_up": 0.1}}, 400, "schedule", "warm_up"),
         ({"seed": -1}, 400, "seed", ">= 0"),
+        ({"augmentation": {"flip": 0.5}}, 400, "augmentation.flip", "not for table"),
+        ({"augmentation": {"word_dropout": 0.5}}, 400, "augmentation.word_dropout", "not for table"),
         ({"stopping": {"retrain": "twice"}}, 400, "stopping.retrain", "twice"),
         ({"suffix": "a b"}, 400, "suffix", "regex"),
         ({"suffix": "x" * 64}, 400, "suffix", "give `name`"),
