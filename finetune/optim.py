@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,6 +140,14 @@ def frozen_blocks(network: Network, freeze: str | None) -> list[nn.Module]:
     if freeze not in names:
         raise ValueError(f'transfer.freeze: no block {freeze!r}; from the input they are {", ".join(names)}, or "all"')
     return modules[: names.index(freeze) + 1]
+
+
+def still_frozen(frozen: Sequence[nn.Module], transfer: Transfer, epoch: int) -> Sequence[nn.Module]:
+    """Those of the `frozen` blocks, from the input, that are not released yet in `epoch` (Howard and Ruder 2018)."""
+    if transfer.unfreeze_epoch is None or epoch < transfer.unfreeze_epoch:
+        return frozen
+    released = epoch - transfer.unfreeze_epoch + 1 if transfer.gradual else len(frozen)
+    return frozen[: max(0, len(frozen) - released)]
 
 
 def set_mode(network: Network, frozen: Iterable[nn.Module]) -> None:

@@ -150,11 +150,13 @@ class Transfer(Part, frozen=True, kw_only=True):
     freeze: name of the last frozen block (everything up to it, from the input), "all" for the whole trunk, None for
         nothing. GET /v1/models lists each backbone's blocks.
     unfreeze_epoch: the epoch (from 0) at whose start the frozen part is released; None: never.
+    gradual: release one block an epoch from then on, the nearest to the head first, instead of all at once.
     layer_decay: learning rate of a block is peak · layer_decay^(distance from the head); 1.0: all alike.
     """
 
     freeze: str | None = None
     unfreeze_epoch: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    gradual: bool = False
     layer_decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,8 @@ def fit(
     if network.input_names == ("pixels",):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
     optimizer = optim.build(network, recipe.optimizer, recipe.transfer)
-    frozen = optim.frozen_blocks(network, recipe.transfer.freeze)
+    frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze)
+    held = frozen
     augment = augmentation.build(recipe.augmentation)
 
     step_items = chosen.batch_size * recipe.gradient_accumulation
@@ -112,10 +114,9 @@ def fit(
         epoch, position = divmod(step, epoch_steps)
         if position == 0 or step == first:
             order = training_order(len(train), step_items, seed, epoch, train.lengths)
-            if recipe.transfer.unfreeze_epoch is not None and epoch >= recipe.transfer.unfreeze_epoch:
-                frozen = []
-            optim.set_mode(network, frozen)
-            if step == first or epoch == recipe.transfer.unfreeze_epoch:
+            before, held = held, optim.still_frozen(frozen, recipe.transfer, epoch)
+            optim.set_mode(network, held)
+            if step == first or len(held) != len(before):
                 accelerator.free_memory()  # DDP's hooks are for the parameters that learned when it was made
                 model, stepper = accelerator.prepare(network, optimizer)
 
@@ -140,7 +141,7 @@ def fit(
             with meter.paused():
                 share_buffers(accelerator, network)
                 found = figures(evaluate(network, validation, objective, 2 * chosen.batch_size, check), validation)
-                optim.set_mode(network, frozen)
+                optim.set_mode(network, held)
             meter.evaluated(found)
             watch_plateau(progress, found["loss"], recipe.schedule)
             if until is not None:

@@ -367,6 +367,24 @@ def test_texts_are_evaluated_in_the_order_of_the_items() -> None:
     assert batched.loss == pytest.approx(np.mean([one.loss for one in single]), rel=1e-5)
 
 
+def test_blocks_are_released_one_an_epoch_from_the_head(tmp_path: Path) -> None:
+    found = fit(
+        mlp(hidden=(16, 16, 16)),
+        digit_vectors(150),
+        tmp_path,
+        chosen=Chosen(epochs=5, batch_size=100, learning_rate=1e-3),
+        transfer=Transfer(freeze="hidden.1", unfreeze_epoch=2, gradual=True),
+    )
+    learning = [list(point.norms) for point in found.gradient_norms]
+    assert learning == [
+        ["hidden.2", "head"],
+        ["hidden.2", "head"],
+        ["hidden.1", "hidden.2", "head"],
+        ["hidden.0", "hidden.1", "hidden.2", "head"],
+        ["hidden.0", "hidden.1", "hidden.2", "head"],
+    ]
+
+
 @pytest.mark.slow
 def test_two_processes_train_the_network_that_one_does(tmp_path: Path) -> None:
     launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module"]
