@@ -183,7 +183,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         lineage=Lineage(
             base_model=start.name,
             job_id=request.job_id,
-            recipe=msgspec.to_builtins(settled),
+            recipe=msgspec.json.decode(msgspec.json.encode(settled)),
             training_sha256=request.training.sha256,
             validation_sha256=request.validation.sha256 if request.validation else None,
         ),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 
+from tests.models.narrow import SMALL
 from tests.server.bundles import publish_texts, publish_vectors
 from tests.server.conftest import Live, Start, message_of
 
@@ -18,7 +19,7 @@ def test_backbones_and_architectures_can_be_fine_tuned(live: Live) -> None:
     assert {name: (models[name]["status"], models[name]["modality"]) for name in models} == {
         "efficientnet-lite0": ("trainable", "image"),
         "minilm-l6-v2": ("trainable", "text"),
-        "efficientnet_lite0": ("trainable", "image"),
+        **dict.fromkeys(("efficientnet_lite0", *SMALL), ("trainable", "image")),
         "mlp": ("trainable", "vector"),
     }
 
