@@ -142,7 +142,7 @@ def test_finetune_publishes_what_it_trained(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_finetune_goes_on_after_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "points.csv").write_bytes(VECTORS)
-    long = RECIPE.replace("n_epochs: 5", "n_epochs: 1000\n  batch_size: 1") + "checkpoint_seconds: 0.2\n"
+    long = RECIPE.replace("n_epochs: 5", "n_epochs: 300\n  batch_size: 1") + "checkpoint_seconds: 0.2\n"
     recipe = write(tmp_path / "recipe.yaml", long)
     command = [ESPALIER, "finetune", str(recipe), "--home", str(tmp_path / "home")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
