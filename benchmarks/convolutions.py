@@ -7,12 +7,8 @@ work for each number that it reads. Both sides take turns, and the ratio is the 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -24,6 +20,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+
+from export.onnx import quiet
+from models.cnn.convolution import Separable
 
 # Channels in, channels out, side: shapes from the early to the late layers of MobileNet at 224 pixels.
 SHAPES = ((32, 64, 112), (128, 128, 56), (256, 256, 28), (512, 512, 14), (1024, 1024, 7))
@@ -38,10 +37,8 @@ def full(inputs: int, outputs: int) -> nn.Module:
 
 
 def separable(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, inputs, KERNEL, padding=1, groups=inputs, bias=False),
-        nn.Conv2d(inputs, outputs, 1, bias=False),
-    )
+    layer = Separable(inputs, outputs)
+    return nn.Sequential(layer.depthwise, layer.pointwise)  # without its norm, which the full one here has not either
 
 
 def multiply_adds(module: nn.Module, side: int) -> int:
@@ -50,16 +47,15 @@ def multiply_adds(module: nn.Module, side: int) -> int:
     return sum(weight.numel() for weight in weights) * side * side
 
 
-def runner(module: nn.Module, inputs: int, side: int, folder: Path) -> Callable[[], float]:
+def runner(module: nn.Module, inputs: int, side: int) -> Callable[[], float]:
     """Seconds of RUNS runs of the exported module, each time it is called."""
-    path = folder / f"{len(list(folder.iterdir()))}.onnx"
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module.eval(), (torch.zeros(BATCH, inputs, side, side),), path, dynamo=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        with quiet():
+            torch.onnx.export(module.eval(), (torch.zeros(BATCH, inputs, side, side),), path, dynamo=True)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
     feeds = {session.get_inputs()[0].name: random.normal(size=(BATCH, inputs, side, side)).astype(np.float32)}
     session.run(None, feeds)
@@ -78,9 +74,8 @@ def main() -> None:
     table = Table(*columns, box=box.SIMPLE, caption=f"medians of {ROUNDS} rounds, {BATCH} images, one thread")
     for inputs, outputs, side in SHAPES:
         modules = full(inputs, outputs), separable(inputs, outputs)
-        with tempfile.TemporaryDirectory() as folder:
-            runs = [runner(module, inputs, side, Path(folder)) for module in modules]
-            times = [(runs[0](), runs[1]()) for _ in range(ROUNDS)]
+        runs = [runner(module, inputs, side) for module in modules]
+        times = [(runs[0](), runs[1]()) for _ in range(ROUNDS)]
         counts = [multiply_adds(module, side) for module in modules]
         table.add_row(
             f"{inputs} → {outputs}",

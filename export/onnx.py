@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,20 @@ class _Tupled(nn.Module):
         return tuple(answers[name] for name in self.outputs)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the exporter prints, logs and warns of; its errors are raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def export_onnx(
     network: Network, path: Path, example: Mapping[str, np.ndarray]
 ) -> tuple[list[TensorSpec], list[TensorSpec]]:
@@ -60,23 +74,16 @@ def export_onnx(
         {0: names["batch"], **{axis: names[name] for axis, name in DYNAMIC.get(n, {}).items()}}
         for n in network.input_names
     )
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                _Tupled(network, outputs),
-                arguments,
-                dynamo=True,
-                input_names=list(network.input_names),
-                output_names=list(outputs),
-                dynamic_shapes={"inputs": shapes},
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            _Tupled(network, outputs),
+            arguments,
+            dynamo=True,
+            input_names=list(network.input_names),
+            output_names=list(outputs),
+            dynamic_shapes={"inputs": shapes},
+            verbose=False,
+        )
     assert program is not None, "the dynamo exporter returns a program"
     for node in program.model.graph:
         for value in node.outputs:

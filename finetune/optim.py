@@ -113,7 +113,10 @@ def noisy(network: Network, share: float) -> Iterator[None]:
 
     share: the noise's deviation over that of each tensor. Murray and Edwards 1994.
     """
-    weights = [p for p in network.parameters() if share and p.ndim > 1 and p.requires_grad]
+    if not share:
+        yield
+        return
+    weights = [p for p in network.parameters() if p.ndim > 1 and p.requires_grad]
     before = [weight.detach().clone() for weight in weights]
     with torch.no_grad():
         for weight in weights:

@@ -21,6 +21,7 @@ from export.bundling import bundle as publish
 from export.parity import ParityError
 from export.report import Evaluation
 from finetune import automatic, curve, origin, preprocess, trainer
+from finetune.admission import KIND_OF
 from finetune.batches import evaluation_order
 from finetune.data.datasets import Dataset, open_dataset
 from finetune.data.splits import leakage, split
@@ -41,8 +42,6 @@ PARITY_BATCH = 32
 TOLD_SECONDS = 2.0
 MOST_PROBLEMS = 20
 CACHE = "cache"
-# What the data of an architecture's modality are called.
-KIND: dict[catalog.Modality, str] = {"image": "images", "text": "text", "vector": "table"}
 
 
 def run(request: RunRequest, reporter: Reporter) -> Manifest:
@@ -78,11 +77,13 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     start = origin.find(recipe.model, request.repository, request.backbones)
     dataset = open_training_data(request, start)
     modality = catalog.ARCHITECTURES[start.spec.architecture].modality
-    if dataset.kind != KIND[modality]:
-        raise ValueError(f"{request.training.filename} holds {dataset.kind}; {start.name} learns from {KIND[modality]}")
+    if dataset.kind != KIND_OF[modality]:
+        raise ValueError(
+            f"{request.training.filename} holds {dataset.kind}; {start.name} learns from {KIND_OF[modality]}"
+        )
     if field := recipe.augmentation.misplaced(modality):
         meant = {"word_dropout": "texts", "smote": "tables"}.get(field, "images")
-        raise ValueError(f"augmentation.{field} is for {meant}; {start.name} learns from {KIND[modality]}")
+        raise ValueError(f"augmentation.{field} is for {meant}; {start.name} learns from {KIND_OF[modality]}")
     labels = dataset.labels
     reading = origin.read(start, recipe, dataset, request.backbones)
     for problem in dataset.problems[:MOST_PROBLEMS]:

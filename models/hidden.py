@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -71,7 +72,7 @@ class Rbf(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.templates = nn.Parameter(torch.randn(outputs, inputs))
-        self.log_width = nn.Parameter(torch.full((outputs,), 0.5 * float(torch.log(torch.tensor(2.0 * inputs)))))
+        self.log_width = nn.Parameter(torch.full((outputs,), 0.5 * math.log(2.0 * inputs)))
 
     def forward(self, x: Tensor) -> Tensor:
         products = x @ self.templates.T

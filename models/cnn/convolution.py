@@ -1,11 +1,13 @@
-"""What convolutional networks are made of: convolutions with batch norm, and separable ones."""
+"""What convolutional networks are made of: convolutions with batch norm, separable ones, and a trunk that pools."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from models.network import Normalize
+from models.network import Normalize, Trunk
 
 # Photographs and drawings alike: to about -1 to 1.
 HALF = (0.5, 0.5, 0.5)
@@ -19,6 +21,31 @@ def normalize() -> Normalize:
 def scaled(channels: int, width: float) -> int:
     """`channels` times `width`, at least 4 and a multiple of 4."""
     return max(4, 4 * round(channels * width / 4))
+
+
+class Pooled(Trunk):
+    """uint8 [batch, size, size, 3] → float32 [batch, width]: a stem, layers, and the average over all positions."""
+
+    input_names = ("pixels",)
+    block_name: str
+
+    def __init__(self, stem: nn.Module, layers: Sequence[nn.Module], width: int) -> None:
+        super().__init__()
+        self.normalize = normalize()
+        self.stem = stem
+        self.layers = nn.ModuleList(layers)
+        self.width = width
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        learning = [layer for layer in self.layers if next(layer.parameters(), None) is not None]
+        return [("stem", self.stem), *((f"{self.block_name}{i}", layer) for i, layer in enumerate(learning))]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.stem(self.normalize(pixels))
+        for layer in self.layers:
+            x = layer(x)
+        features: Tensor = x.mean(dim=(2, 3))
+        return features
 
 
 class ConvNorm(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from models import catalog
-from models.cnn.convolution import ConvNorm, normalize, scaled
-from models.network import Network, Trunk
+from models.cnn.convolution import ConvNorm, Pooled, scaled
+from models.network import Network
 from models.spec import ModelSpec
 
 # 1 × 1; reduction and 3 × 3; reduction and 5 × 5; 1 × 1 behind the pooling (table 1 of the paper). None: max pooling.
@@ -48,47 +48,34 @@ class Inception(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
-class GoogLeNet(Trunk):
+class GoogLeNet(Pooled):
     """uint8 [batch, size, size, 3] → float32 [batch, 1024 · width]."""
 
-    input_names = ("pixels",)
+    block_name = "inception"
 
     def __init__(self, image_size: int, width: float) -> None:
-        super().__init__()
-        self.normalize = normalize()
         first, second = scaled(64, width), scaled(192, width)
         if image_size < SMALL:
-            self.stem = nn.Sequential(ConvNorm(3, first, 3), ConvNorm(first, second, 3), nn.MaxPool2d(3, 2, 1))
+            stem = nn.Sequential(ConvNorm(3, first, 3), ConvNorm(first, second, 3), nn.MaxPool2d(3, 2, 1))
         else:
-            self.stem = nn.Sequential(
+            stem = nn.Sequential(
                 ConvNorm(3, first, 7, 2),
                 nn.MaxPool2d(3, 2, 1),
                 ConvNorm(first, first, 1),
                 ConvNorm(first, second, 3),
                 nn.MaxPool2d(3, 2, 1),
             )
-        self.layers = nn.ModuleList()
+        layers: list[nn.Module] = []
         inputs = second
         for channels in MODULES:
             if channels is None:
-                self.layers.append(nn.MaxPool2d(3, 2, 1))
+                layers.append(nn.MaxPool2d(3, 2, 1))
                 continue
             one, three_reduced, three, five_reduced, five, pooled = (scaled(n, width) for n in channels)
             module = Inception(inputs, (one, three_reduced, three, five_reduced, five, pooled))
             inputs = module.outputs
-            self.layers.append(module)
-        self.width = inputs
-
-    def blocks(self) -> list[tuple[str, nn.Module]]:
-        modules = [module for module in self.layers if isinstance(module, Inception)]
-        return [("stem", self.stem), *((f"inception{i}", module) for i, module in enumerate(modules))]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.stem(self.normalize(pixels))
-        for layer in self.layers:
-            x = layer(x)
-        features: Tensor = x.mean(dim=(2, 3))
-        return features
+            layers.append(module)
+        super().__init__(stem, layers, inputs)
 
 
 def build(spec: ModelSpec) -> Network:

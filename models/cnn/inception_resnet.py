@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from models import catalog
-from models.cnn.convolution import ConvNorm, normalize, scaled
-from models.cnn.inception_v3 import SMALL, Branches, chain, pooled
-from models.network import Network, Trunk
+from models.cnn.convolution import ConvNorm, Pooled, scaled
+from models.cnn.inception_v3 import Branches, chain, pooled, stem_layers
+from models.network import Network
 from models.spec import ModelSpec
 
 
@@ -31,21 +31,15 @@ class InceptionResidual(nn.Module):
         return torch.relu(x + self.scale * self.back(self.branches(x)))
 
 
-class InceptionResNet(Trunk):
+class InceptionResNet(Pooled):
     """uint8 [batch, size, size, 3] → float32 [batch, 1536 · width]. repeats: blocks of each of the three kinds."""
 
-    input_names = ("pixels",)
+    block_name = "mixed"
 
     def __init__(self, image_size: int, width: float, repeats: tuple[int, int, int]) -> None:
-        super().__init__()
         c = partial(scaled, width=width)
-        self.normalize = normalize()
-        self.stem = nn.Sequential(
-            chain(3, (c(32), 3), stride=2),
-            chain(c(32), (c(32), 3), (c(64), 3)),
-            nn.MaxPool2d(3, 2, 1),
-            chain(c(64), (c(80), 1), (c(192), 3)),
-            nn.MaxPool2d(3, 2, 1) if image_size >= SMALL else nn.Identity(),
+        stem = nn.Sequential(
+            *stem_layers(image_size, width),
             Branches(
                 chain(c(192), (c(96), 1)),
                 chain(c(192), (c(48), 1), (c(64), 5)),
@@ -54,15 +48,15 @@ class InceptionResNet(Trunk):
             ),
         )
         x = c(96) + c(64) + c(96) + c(64)
-        self.layers = nn.ModuleList()
+        layers: list[nn.Module] = []
         for _ in range(repeats[0]):
             branches = Branches(
                 chain(x, (c(32), 1)),
                 chain(x, (c(32), 1), (c(32), 3)),
                 chain(x, (c(32), 1), (c(48), 3), (c(64), 3)),
             )
-            self.layers.append(InceptionResidual(branches, 2 * c(32) + c(64), x, 0.17))
-        self.layers.append(
+            layers.append(InceptionResidual(branches, 2 * c(32) + c(64), x, 0.17))
+        layers.append(
             Branches(
                 chain(x, (c(384), 3), stride=2),
                 chain(x, (c(256), 1), (c(256), 3), (c(384), 3), stride=2),
@@ -72,8 +66,8 @@ class InceptionResNet(Trunk):
         x += 2 * c(384)
         for _ in range(repeats[1]):
             branches = Branches(chain(x, (c(192), 1)), chain(x, (c(128), 1), (c(160), (1, 7)), (c(192), (7, 1))))
-            self.layers.append(InceptionResidual(branches, 2 * c(192), x, 0.1))
-        self.layers.append(
+            layers.append(InceptionResidual(branches, 2 * c(192), x, 0.1))
+        layers.append(
             Branches(
                 chain(x, (c(256), 1), (c(384), 3), stride=2),
                 chain(x, (c(256), 1), (c(288), 3), stride=2),
@@ -84,19 +78,9 @@ class InceptionResNet(Trunk):
         x += c(384) + c(288) + c(320)
         for _ in range(repeats[2]):
             branches = Branches(chain(x, (c(192), 1)), chain(x, (c(192), 1), (c(224), (1, 3)), (c(256), (3, 1))))
-            self.layers.append(InceptionResidual(branches, c(192) + c(256), x, 0.2))
-        self.width = c(1536)
-        self.layers.append(ConvNorm(x, self.width, 1))
-
-    def blocks(self) -> list[tuple[str, nn.Module]]:
-        return [("stem", self.stem), *((f"mixed{i}", layer) for i, layer in enumerate(self.layers))]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.stem(self.normalize(pixels))
-        for layer in self.layers:
-            x = layer(x)
-        features: Tensor = x.mean(dim=(2, 3))
-        return features
+            layers.append(InceptionResidual(branches, c(192) + c(256), x, 0.2))
+        layers.append(ConvNorm(x, c(1536), 1))
+        super().__init__(stem, layers, c(1536))
 
 
 def build(spec: ModelSpec) -> Network:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from models import catalog
-from models.cnn.convolution import ConvNorm, normalize, scaled
-from models.network import Network, Trunk
+from models.cnn.convolution import ConvNorm, Pooled, scaled
+from models.network import Network
 from models.spec import ModelSpec
 
 # The stem for ImageNet leaves an eighth of the side; smaller images keep a quarter.
@@ -42,30 +42,34 @@ def chain(inputs: int, *layers: tuple[int, Shape], stride: int = 1) -> nn.Sequen
     return nn.Sequential(*made)
 
 
+def stem_layers(image_size: int, width: float) -> list[nn.Module]:
+    """Pixels to 192 · width channels, an eighth or (SMALL) a quarter of the side."""
+    c = partial(scaled, width=width)
+    return [
+        chain(3, (c(32), 3), stride=2),
+        chain(c(32), (c(32), 3), (c(64), 3)),
+        nn.MaxPool2d(3, 2, 1),
+        chain(c(64), (c(80), 1), (c(192), 3)),
+        nn.MaxPool2d(3, 2, 1) if image_size >= SMALL else nn.Identity(),
+    ]
+
+
 def pooled(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), ConvNorm(inputs, outputs, 1))
 
 
-class InceptionV3(Trunk):
+class InceptionV3(Pooled):
     """uint8 [batch, size, size, 3] → float32 [batch, 2048 · width]."""
 
-    input_names = ("pixels",)
+    block_name = "mixed"
 
     def __init__(self, image_size: int, width: float) -> None:
-        super().__init__()
         c = partial(scaled, width=width)
-        self.normalize = normalize()
-        self.stem = nn.Sequential(
-            chain(3, (c(32), 3), stride=2),
-            chain(c(32), (c(32), 3), (c(64), 3)),
-            nn.MaxPool2d(3, 2, 1),
-            chain(c(64), (c(80), 1), (c(192), 3)),
-            nn.MaxPool2d(3, 2, 1) if image_size >= SMALL else nn.Identity(),
-        )
-        self.layers = nn.ModuleList()
+        stem = nn.Sequential(*stem_layers(image_size, width))
+        layers: list[nn.Module] = []
         inputs = c(192)
         for last in (c(32), c(64), c(64)):  # figure 5: two 3 × 3 see what one 5 × 5 sees
-            self.layers.append(
+            layers.append(
                 Branches(
                     chain(inputs, (c(64), 1)),
                     chain(inputs, (c(48), 1), (c(64), 3)),
@@ -74,7 +78,7 @@ class InceptionV3(Trunk):
                 )
             )
             inputs = c(64) + c(64) + c(96) + last
-        self.layers.append(
+        layers.append(
             Branches(
                 chain(inputs, (c(384), 3), stride=2),
                 chain(inputs, (c(64), 1), (c(96), 3), (c(96), 3), stride=2),
@@ -84,7 +88,7 @@ class InceptionV3(Trunk):
         inputs += c(384) + c(96)
         for seven in (c(128), c(160), c(160), c(192)):  # figure 6: 7 × 7 as 1 × 7 and 7 × 1
             out = c(192)
-            self.layers.append(
+            layers.append(
                 Branches(
                     chain(inputs, (out, 1)),
                     chain(inputs, (seven, 1), (seven, (1, 7)), (out, (7, 1))),
@@ -93,7 +97,7 @@ class InceptionV3(Trunk):
                 )
             )
             inputs = 4 * out
-        self.layers.append(
+        layers.append(
             Branches(
                 chain(inputs, (c(192), 1), (c(320), 3), stride=2),
                 chain(inputs, (c(192), 1), (c(192), (1, 7)), (c(192), (7, 1)), (c(192), 3), stride=2),
@@ -103,7 +107,7 @@ class InceptionV3(Trunk):
         inputs += c(320) + c(192)
         for _ in range(2):  # figure 7: 3 × 3 spread into 1 × 3 beside 3 × 1
             out = c(384)
-            self.layers.append(
+            layers.append(
                 Branches(
                     chain(inputs, (c(320), 1)),
                     nn.Sequential(ConvNorm(inputs, out, 1), spread(out)),
@@ -112,17 +116,7 @@ class InceptionV3(Trunk):
                 )
             )
             inputs = c(320) + 4 * out + c(192)
-        self.width = inputs
-
-    def blocks(self) -> list[tuple[str, nn.Module]]:
-        return [("stem", self.stem), *((f"mixed{i}", layer) for i, layer in enumerate(self.layers))]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.stem(self.normalize(pixels))
-        for layer in self.layers:
-            x = layer(x)
-        features: Tensor = x.mean(dim=(2, 3))
-        return features
+        super().__init__(stem, layers, inputs)
 
 
 def spread(channels: int) -> Branches:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from models import catalog
-from models.cnn.convolution import ConvNorm, normalize, scaled
-from models.network import Network, Trunk
+from models.cnn.convolution import ConvNorm, Pooled, scaled
+from models.network import Network
 from models.spec import ModelSpec
 
 # Channels and stride of each depthwise separable layer (table 1 of the paper).
@@ -15,37 +15,25 @@ LAYERS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)]
 SMALL = 96
 
 
-class MobileNet(Trunk):
+class MobileNet(Pooled):
     """uint8 [batch, size, size, 3] → float32 [batch, 1024 · width]. `width` is the paper's α.
 
     Each layer is a 3 × 3 convolution of every channel by itself, then a 1 × 1 across channels, both with norm and ReLU.
     """
 
-    input_names = ("pixels",)
+    block_name = "layer"
 
     def __init__(self, image_size: int, width: float) -> None:
-        super().__init__()
-        self.normalize = normalize()
         inputs = scaled(32, width)
-        self.stem = ConvNorm(3, inputs, 3, 2 if image_size >= SMALL else 1)
-        self.layers = nn.ModuleList()
+        stem = ConvNorm(3, inputs, 3, 2 if image_size >= SMALL else 1)
+        layers: list[nn.Module] = []
         for channels, stride in LAYERS:
             outputs = scaled(channels, width)
-            self.layers.append(
+            layers.append(
                 nn.Sequential(ConvNorm(inputs, inputs, 3, stride, groups=inputs), ConvNorm(inputs, outputs, 1))
             )
             inputs = outputs
-        self.width = inputs
-
-    def blocks(self) -> list[tuple[str, nn.Module]]:
-        return [("stem", self.stem), *((f"layer{i}", layer) for i, layer in enumerate(self.layers))]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.stem(self.normalize(pixels))
-        for layer in self.layers:
-            x = layer(x)
-        features: Tensor = x.mean(dim=(2, 3))
-        return features
+        super().__init__(stem, layers, inputs)
 
 
 def build(spec: ModelSpec) -> Network:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from models import catalog
-from models.cnn.convolution import ConvNorm, normalize, scaled
-from models.network import Network, Trunk
+from models.cnn.convolution import ConvNorm, Pooled, scaled
+from models.network import Network
 from models.spec import ModelSpec
 
 # Blocks in each of the four stages, and whether they are bottlenecks (table 1 of the paper).
@@ -47,39 +47,27 @@ class Residual(nn.Module):
         return torch.relu(y + self.skip(x) if self.skips else y)
 
 
-class ResNet(Trunk):
+class ResNet(Pooled):
     """uint8 [batch, size, size, 3] → float32 [batch, 512 · width] (2048 · width for 50 layers)."""
 
-    input_names = ("pixels",)
+    block_name = "block"
 
     def __init__(self, depth: int, image_size: int, width: float, skips: bool) -> None:
-        super().__init__()
         counts, bottleneck = STAGES[depth]
-        self.normalize = normalize()
         channels = scaled(CHANNELS[0], width)
         if image_size < SMALL:
-            self.stem: nn.Module = ConvNorm(3, channels, 3)
+            stem: nn.Module = ConvNorm(3, channels, 3)
         else:
-            self.stem = nn.Sequential(ConvNorm(3, channels, 7, 2), nn.MaxPool2d(3, 2, 1))
-        self.residuals = nn.ModuleList()
+            stem = nn.Sequential(ConvNorm(3, channels, 7, 2), nn.MaxPool2d(3, 2, 1))
+        layers: list[nn.Module] = []
         inputs = channels
         for stage, (count, full) in enumerate(zip(counts, CHANNELS, strict=True)):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
                 block = Residual(inputs, scaled(full, width), stride, bottleneck, skips)
                 inputs = block.outputs
-                self.residuals.append(block)
-        self.width = inputs
-
-    def blocks(self) -> list[tuple[str, nn.Module]]:
-        return [("stem", self.stem), *((f"block{i}", block) for i, block in enumerate(self.residuals))]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.stem(self.normalize(pixels))
-        for block in self.residuals:
-            x = block(x)
-        features: Tensor = x.mean(dim=(2, 3))
-        return features
+                layers.append(block)
+        super().__init__(stem, layers, inputs)
 
 
 def build(spec: ModelSpec) -> Network:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models import catalog
-from models.cnn.convolution import ConvNorm, Separable, normalize, scaled
-from models.network import Network, Trunk
+from models.cnn.convolution import ConvNorm, Pooled, Separable, scaled
+from models.network import Network
 from models.spec import ModelSpec
 
 # The first convolution halves the side of images of ImageNet's size; smaller ones keep theirs.
@@ -35,38 +35,27 @@ class SeparableResidual(nn.Module):
         return pooled
 
 
-class Xception(Trunk):
+class Xception(Pooled):
     """uint8 [batch, size, size, 3] → float32 [batch, 2048 · width]. repeats: blocks of the middle flow."""
 
-    input_names = ("pixels",)
+    block_name = "block"
 
     def __init__(self, image_size: int, width: float, repeats: int) -> None:
-        super().__init__()
         c = partial(scaled, width=width)
-        self.normalize = normalize()
-        self.stem = nn.Sequential(ConvNorm(3, c(32), 3, 2 if image_size >= SMALL else 1), ConvNorm(c(32), c(64), 3))
-        self.layers = nn.ModuleList(
-            [
-                SeparableResidual(c(64), c(128), c(128), halve=True, first_relu=False),
-                SeparableResidual(c(128), c(256), c(256), halve=True),
-                SeparableResidual(c(256), c(728), c(728), halve=True),
-                *(SeparableResidual(*[c(728)] * 4, halve=False) for _ in range(repeats)),
-                SeparableResidual(c(728), c(728), c(1024), halve=True),
-            ]
-        )
-        self.width = c(2048)
-        self.last = nn.Sequential(Separable(c(1024), c(1536)), nn.ReLU(), Separable(c(1536), self.width), nn.ReLU())
+        stem = nn.Sequential(ConvNorm(3, c(32), 3, 2 if image_size >= SMALL else 1), ConvNorm(c(32), c(64), 3))
+        layers = [
+            SeparableResidual(c(64), c(128), c(128), halve=True, first_relu=False),
+            SeparableResidual(c(128), c(256), c(256), halve=True),
+            SeparableResidual(c(256), c(728), c(728), halve=True),
+            *(SeparableResidual(*[c(728)] * 4, halve=False) for _ in range(repeats)),
+            SeparableResidual(c(728), c(728), c(1024), halve=True),
+        ]
+        last = nn.Sequential(Separable(c(1024), c(1536)), nn.ReLU(), Separable(c(1536), c(2048)), nn.ReLU())
+        super().__init__(stem, [*layers, last], c(2048))
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
-        layers = [(f"block{i}", layer) for i, layer in enumerate(self.layers)]
-        return [("stem", self.stem), *layers, ("last", self.last)]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.stem(self.normalize(pixels))
-        for layer in self.layers:
-            x = layer(x)
-        features: Tensor = self.last(x).mean(dim=(2, 3))
-        return features
+        *blocks, (_, last) = super().blocks()
+        return [*blocks, ("last", last)]
 
 
 def build(spec: ModelSpec) -> Network:
