@@ -52,6 +52,7 @@ class Data(Part, frozen=True, kw_only=True):
     """
 
     text_column: str = "text"
+    series_column: str = "series"
     image_column: str = "image"
     label_column: str = "label"
     validation: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.1

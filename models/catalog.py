@@ -14,7 +14,7 @@ import msgspec
 
 from models.spec import ModelSpec, Positive
 
-Modality = Literal["image", "text", "vector"]
+Modality = Literal["image", "text", "vector", "series"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "maxout", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus", "rbf"
 ]
@@ -118,6 +118,38 @@ class XceptionParameters(CnnParameters, frozen=True, kw_only=True):
     repeats: Positive = 8
 
 
+class SequenceParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is read is a series of `channels` numbers a step, or a text of `vocabulary` tokens; None: from the data.
+
+    vocabulary: for a new model, how many tokens the tokenizer learned from its texts may have (None: 8,000).
+    max_length: of texts in tokens, the rest is cut off; of series in steps (None: 256, and the longest of the data).
+    embedding: numbers that stand for a token. width: of a layer. dropout: of embeddings, between layers, before the
+    head.
+    """
+
+    channels: Positive | None = None
+    vocabulary: Annotated[int, msgspec.Meta(ge=260)] | None = None
+    max_length: Positive | None = None
+    embedding: Positive = 128
+    width: Positive = 128
+    dropout: Fraction = 0.0
+
+
+class RecurrentParameters(SequenceParameters, frozen=True, kw_only=True):
+    """`bidirectional`: reads from both ends, `width` units each."""
+
+    layers: Positive = 1
+    bidirectional: bool = False
+
+
+class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
+    """`windows`: widths of the convolutions, in stages over series (None: 7, 5, 3) and side by side over texts
+    (None: 3, 4, 5); `pooling`: halve the length of a series between stages."""
+
+    windows: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] | None = None
+    pooling: bool = True
+
+
 Hyperparameters = (
     EfficientNetLiteParameters
     | MlpParameters
@@ -125,6 +157,7 @@ Hyperparameters = (
     | ImageEncoderParameters
     | CnnParameters
     | LeNetParameters
+    | SequenceParameters
 )
 
 
@@ -244,6 +277,34 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=MlpParameters,
             builder="models.mlp:build",
             description="Multi-layer perceptron over a vector of numbers, of any depth, width and activation",
+        ),
+        Card(
+            name="rnn",
+            modality="series",
+            hyperparameters=RecurrentParameters,
+            builder="models.recurrent:build",
+            description="Recurrent network (Elman) over a series or a text, in one direction or both",
+        ),
+        Card(
+            name="lstm",
+            modality="series",
+            hyperparameters=RecurrentParameters,
+            builder="models.recurrent:build",
+            description="LSTM over a series or a text, in one direction or both",
+        ),
+        Card(
+            name="gru",
+            modality="series",
+            hyperparameters=RecurrentParameters,
+            builder="models.recurrent:build",
+            description="GRU over a series or a text, in one direction or both",
+        ),
+        Card(
+            name="convnet1d",
+            modality="series",
+            hyperparameters=Convnet1dParameters,
+            builder="models.convnet1d:build",
+            description="Convolutions along a series, in stages, or over a text, several widths side by side",
         ),
     )
 }

@@ -39,7 +39,17 @@ class VectorInput(
     names: list[str] = []
 
 
-InputSpec = ImageInput | TextInput | VectorInput
+class SeriesInput(
+    msgspec.Struct, frozen=True, kw_only=True, tag="series", tag_field="type", forbid_unknown_fields=True
+):
+    """Graph inputs `series`: float32 [batch, length, channels], standardized inside the graph, and `attention_mask`:
+    int64 [batch, length]. A series longer than max_length is refused."""
+
+    channels: int
+    max_length: int
+
+
+InputSpec = ImageInput | TextInput | VectorInput | SeriesInput
 
 
 class BadInput(ValueError):

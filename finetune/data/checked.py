@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from export.processing.images import open_image
 from export.processing.inputs import BadInput
 from finetune.data.items import Source
@@ -78,7 +80,9 @@ def check(source: Source) -> Checked:
 
 
 def digest(content: Any) -> bytes:
-    """SHA-256 of an image's bytes, a text, or the numbers of a vector."""
+    """SHA-256 of an image's bytes, a text, or the numbers of a vector or a series."""
+    if isinstance(content, np.ndarray):
+        content = repr(content.shape).encode() + content.tobytes()
     if isinstance(content, list):
         content = struct.pack(f"<{len(content)}d", *content)
     return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).digest()

@@ -41,7 +41,7 @@ class Dataset:
         return self.source.features
 
     def content(self, item: int) -> Any:
-        """Bytes of an image file, a str, or a list of float."""
+        """Bytes of an image file, a str, a list of float, or for a series float64 [length, channels]."""
         return self.source.read(self.rows[item])
 
     def place(self, item: int) -> str:

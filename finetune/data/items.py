@@ -1,22 +1,30 @@
 """What a data file holds, item by item: where each lies, its label as written, and how to read it.
 
-Images lie in an archive, in one folder a class or named by a table beside them; texts and vectors in a table.
+Images lie in an archive, in one folder a class or named by a table beside them; texts, series and vectors in a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+import numpy as np
 
 from finetune.data.archives import Archive, open_archive
 from finetune.data.problems import BadFile, Problem
 from finetune.data.tables import Table, form_of, number_of, read_table, text_of
 from finetune.recipe import Data
 
-Kind = Literal["images", "text", "table"]
+Kind = Literal["images", "text", "table", "series"]
 MOST_CHARACTERS = 1_000_000
+MOST_NUMBERS = 1_000_000
+# The largest float32, roughly.
+LARGEST = 3.4e38
+# Items that tell what a column holds.
+LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -24,8 +32,9 @@ class Source:
     """The items of a file, before any is judged.
 
     form: "zip", "tar", "csv", "jsonl" or "parquet". columns: of its table, none for class folders.
-    places, labels: one an item; a label is None where it is missing. read(i): bytes of an image, str, or list of
-    float; raises BadFile. features: names of the numeric columns of a "table". strays: items in no class.
+    places, labels: one an item; a label is None where it is missing. read(i): bytes of an image, str, list of
+    float, or for a series float64 [length, channels]; raises BadFile. features: names of the numeric columns of a
+    "table". strays: items in no class.
     """
 
     kind: Kind
@@ -54,6 +63,8 @@ def source_of(opened: Archive | Table, filename: str, data: Data) -> Source:
         return _images(opened, data)
     if data.text_column in opened.columns:
         return _texts(opened, data)
+    if data.series_column in opened.columns and holds_series(opened.columns[data.series_column]):
+        return _series(opened, data)
     return _vectors(opened, data, filename)
 
 
@@ -150,6 +161,71 @@ def _texts(table: Table, data: Data) -> Source:
     )
 
 
+def holds_series(values: Sequence[Any]) -> bool:
+    """Whether a column is one of lists of numbers, or of lists of such; a column of numbers may have the same name."""
+    return any(
+        isinstance(value, list) and isinstance(value[0], int | float | list) for value in values[:LOOKED_AT] if value
+    )
+
+
+def _series(table: Table, data: Data) -> Source:
+    values = column(table, data.series_column)
+    # How many numbers a step has is what most items say: the others are wrong, wherever they stand.
+    usual = Counter(found for value in values[:LOOKED_AT] if (found := _channels(value)))
+    channels = usual.most_common(1)[0][0] if usual else 1
+
+    def read(i: int) -> np.ndarray:
+        if not isinstance(values[i], list):
+            raise BadFile(f"column {data.series_column!r} holds {type(values[i]).__name__}, not a list of numbers")
+        if not values[i]:
+            raise BadFile("the series is empty")
+        try:
+            array = np.asarray(values[i])
+        except ValueError:  # steps of different size
+            array = np.empty(0, object)
+        if array.dtype.kind not in "iuf" or array.ndim > 2:
+            raise BadFile(_wrong_step(values[i], channels))
+        array = array.reshape(len(array), -1).astype(np.float64)
+        if array.shape[1] != channels:
+            raise BadFile(f"its steps have {array.shape[1]} numbers; those of the other series have {channels}")
+        if array.size > MOST_NUMBERS:
+            raise BadFile(f"the series has {array.size:,} numbers; at most {MOST_NUMBERS:,} are taken")
+        wrong = ~(np.abs(array) <= LARGEST)
+        if wrong.any():
+            step, channel = np.argwhere(wrong)[0]
+            raise BadFile(f"step {step} holds {array[step, channel]}, not a finite number")
+        return array
+
+    return Source(
+        kind="series",
+        form=table.form,
+        columns=table.columns,
+        places=[table.place(i) for i in range(len(table))],
+        labels=[text_of(value) for value in column(table, data.label_column)],
+        read=read,
+        features=[],
+        strays=[],
+    )
+
+
+def _channels(value: Any) -> int:
+    """Numbers in the first step of a series, 0 for what is none."""
+    if not isinstance(value, list) or not value:
+        return 0
+    return len(value[0]) if isinstance(value[0], list) else 1
+
+
+def _wrong_step(steps: list[Any], channels: int) -> str:
+    for i, step in enumerate(steps):
+        numbers = step if isinstance(step, list) else [step]
+        if len(numbers) != channels:
+            return f"step {i} has {len(numbers)} numbers, others have {channels}"
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                return f"step {i} holds {repr(number)[:80]}, not a number"
+    return "a series is a list of numbers, or a list of steps that are lists of numbers"
+
+
 def _vectors(table: Table, data: Data, filename: str) -> Source:
     labels = column(table, data.label_column)
     features = [name for name in table.columns if name != data.label_column]
@@ -161,7 +237,8 @@ def _vectors(table: Table, data: Data, filename: str) -> Source:
         if not any(number_of(value) is not None for value in table.columns[name][:1000]):
             raise BadFile(
                 f"column {name!r} holds no numbers. Texts are read from a column {data.text_column!r} "
-                f"(data.text_column), vectors from columns of numbers; "
+                f"(data.text_column), series from a column {data.series_column!r} of lists (data.series_column), "
+                f"vectors from columns of numbers; "
                 f"the columns are {', '.join(map(repr, table.columns))}"
             )
     vectors = [table.columns[name] for name in features]
@@ -169,7 +246,7 @@ def _vectors(table: Table, data: Data, filename: str) -> Source:
     def read(i: int) -> list[float]:
         found = [number_of(values[i]) for values in vectors]
         for name, value in zip(features, found, strict=True):
-            if value is None or value != value or abs(value) > 3.4e38:
+            if value is None or value != value or abs(value) > LARGEST:
                 raise BadFile(f"column {name!r} holds {repr(table.columns[name][i])[:80]}, not a finite number")
         return [value for value in found if value is not None]
 

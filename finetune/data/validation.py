@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from finetune.data.checked import check
-from finetune.data.items import Kind, open_file, source_of
+from finetune.data.items import Kind, holds_series, open_file, source_of
 from finetune.data.problems import BadFile, Problem
 from finetune.data.tables import Table, number_of, text_of
 from finetune.recipe import Data
@@ -90,6 +90,8 @@ def usable(report: Report, data: Data) -> list[str]:
         wanted.append(data.image_column)
     if report.kind == "text" and not (data.text_column == Data().text_column and report.features):
         wanted.append(data.text_column)
+    if report.kind == "series":
+        wanted.append(data.series_column)
     for name in wanted:
         if name not in report.columns:
             reasons.append(f"there is no column {name!r}; the columns are {', '.join(map(repr, report.columns))}")
@@ -113,8 +115,10 @@ def labels(report: Report, data: Data) -> Mapping[str, int] | None:
 
 
 def _default_columns(table: Table, data: Data) -> bool:
-    """Whether the table reads as texts or vectors with the columns that `data` has by default."""
+    """Whether the table reads as texts, series or vectors with the columns that `data` has by default."""
     if data.text_column in table.columns:
+        return True
+    if holds_series(table.columns.get(data.series_column, [])):
         return True
     return (
         all(name == data.label_column or _numeric(values) for name, values in table.columns.items())
@@ -130,7 +134,7 @@ def _described(path: Path, table: Table) -> Report:
         not words or (len(words) == 1 and 2 * len(counts.get(words[0], table.columns[words[0]])) <= len(table))
     )
     return Report(
-        kind="table" if vectors else "text",
+        kind="series" if any(map(holds_series, table.columns.values())) else "table" if vectors else "text",
         format=table.form,
         columns=list(table.columns),
         items=len(table),

@@ -1,0 +1,111 @@
+"""Networks over series and texts: no padding is seen, and what matters in a sequence is learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import registry
+from models.convnet1d import StepNorm
+from models.network import Network
+from models.spec import Classification, ModelSpec
+
+SERIES = {"channels": 2, "width": 8}
+TEXT = {"vocabulary": 260, "embedding": 8, "width": 8}
+ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
+    ("rnn", SERIES),
+    ("lstm", {**TEXT, "layers": 2}),
+    ("gru", {**SERIES, "bidirectional": True}),
+    ("convnet1d", SERIES),
+    ("convnet1d", TEXT),
+]
+
+
+def network_of(architecture: str, hyperparameters: dict[str, Any], classes: int = 3) -> Network:
+    torch.manual_seed(0)
+    return registry.build(
+        ModelSpec(architecture=architecture, hyperparameters=hyperparameters, task=Classification(classes))
+    )
+
+
+def sequences(text: bool, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """The first row is full, the others are not; behind their ends is noise."""
+    random = torch.Generator().manual_seed(length)
+    lengths = torch.randint(1, length + 1, (batch,), generator=random)
+    lengths[0] = length
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    if text:
+        return torch.randint(4, 260, (batch, length), generator=random), mask
+    return torch.randn(batch, length, 2, generator=random), mask
+
+
+@pytest.mark.parametrize(("architecture", "hyperparameters"), ARCHITECTURES)
+def test_a_row_alone_gives_what_it_gives_in_a_padded_batch(architecture: str, hyperparameters: dict[str, Any]) -> None:
+    network = network_of(architecture, hyperparameters).eval()
+    sequence, mask = sequences("vocabulary" in hyperparameters, 5, 9)
+    together = network(sequence, mask)["logits"]
+    for row, length in enumerate(mask.sum(1).tolist()):
+        alone = network(sequence[row : row + 1, :length], mask[row : row + 1, :length])["logits"]
+        torch.testing.assert_close(together[row], alone[0])
+    assert (together[0] - together[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("architecture", "hyperparameters"), ARCHITECTURES)
+def test_every_parameter_is_in_one_block_and_learns_whatever_the_padding(
+    architecture: str, hyperparameters: dict[str, Any]
+) -> None:
+    network = network_of(architecture, hyperparameters).train()
+    sequence, mask = sequences("vocabulary" in hyperparameters, 5, 9)
+    target = torch.tensor([0, 1, 2, 0, 1])
+
+    def gradients(sequence: Tensor, mask: Tensor) -> list[Tensor]:
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(network(sequence, mask)["logits"], target).backward()
+        return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+
+    found = gradients(sequence, mask)
+    more = torch.cat([sequence, sequence[:, :3]], dim=1), torch.cat([mask, torch.zeros_like(mask[:, :3])], dim=1)
+    for one, other in zip(found, gradients(*more), strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(found) == len(list(network.parameters()))
+    blocks = [parameter for _, block in network.blocks() for parameter in block.parameters()]
+    assert sorted(map(id, blocks)) == sorted(map(id, network.trunk.parameters()))
+
+
+def test_batch_norm_takes_the_statistics_of_real_steps() -> None:
+    norm = StepNorm(1, momentum=1.0)
+    x, mask = (
+        torch.tensor([[[1.0, 2.0, 99.0], [3.0, 99.0, 99.0]]]).transpose(0, 1),
+        torch.tensor([[1, 1, 0], [1, 0, 0]]),
+    )
+    normed = norm.masked(x, mask.bool())
+    assert norm.running_mean is not None
+    assert norm.running_mean.item() == pytest.approx(2.0)
+    assert normed[mask.bool().unsqueeze(1)].mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert not normed[~mask.bool().unsqueeze(1)].any()
+
+
+@pytest.mark.parametrize("architecture", ["rnn", "lstm", "gru"])
+def test_what_came_first_is_remembered_to_the_end(architecture: str) -> None:
+    """The class is the sign of the first of twelve steps; all others are noise (after Hochreiter and Schmidhuber)."""
+    network = network_of(architecture, {"channels": 1, "width": 16}, classes=2).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    random = torch.Generator().manual_seed(0)
+    mask = torch.ones(64, 12, dtype=torch.long)
+    for _ in range(150):
+        series = torch.randn(64, 12, 1, generator=random)
+        target = (series[:, 0, 0] > 0).long()
+        logits = network(series, mask)["logits"]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, target).backward()
+        optimizer.step()
+    assert (logits.argmax(1) == target).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("hyperparameters", [{}, {"channels": 1, "vocabulary": 300}])
+def test_what_is_read_must_be_one_thing(hyperparameters: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"`channels` .* or `vocabulary`"):
+        network_of("gru", hyperparameters)
