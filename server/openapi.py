@@ -35,9 +35,11 @@ BINARY: Json = {"type": "string", "format": "binary"}
 MODEL: Json = {"type": "string", "description": 'a served model, "name" or "name:version"'}
 TOP_K: Json = {"type": "integer", "minimum": 1, "default": 5, "description": "how many labels to answer"}
 VECTOR: Json = {"type": "array", "items": {"type": "number"}}
+VECTORS: Json = {"type": "array", "items": VECTOR}
 INPUT: Json = {
-    "description": "a text, an image as a data URL (data:image/png;base64,...), a vector of numbers, or a list of them",
-    "anyOf": [TEXT, {"type": "array", "items": TEXT}, VECTOR, {"type": "array", "items": VECTOR}],
+    "description": "a text, an image as a data URL (data:image/png;base64,...), a vector of numbers, a series of steps "
+    "that are lists of numbers (with one channel a list of numbers), or a list of them",
+    "anyOf": [TEXT, {"type": "array", "items": TEXT}, VECTOR, VECTORS, {"type": "array", "items": VECTORS}],
 }
 CLASSIFY: Json = {
     "type": "object",
@@ -112,8 +114,9 @@ OPERATIONS = (
         tag="files",
         summary="Upload a data set",
         description="Images: a zip or tar of class folders, or of images with a CSV, JSONL or Parquet file of paths "
-        "and labels. Texts and vectors of numbers: CSV, JSONL or Parquet. The file is streamed to disk and read "
-        "through before the answer comes; one that cannot be used is refused, with the reason, and not kept.",
+        "and labels. Texts and vectors of numbers: CSV, JSONL or Parquet; series of them: JSONL or Parquet. The file "
+        "is streamed to disk and read through before the answer comes; one that cannot be used is refused, with the "
+        "reason, and not kept.",
         body={"multipart/form-data": UPLOAD},
         example={"purpose": "fine-tune", "file": "@data.zip"},
         answer=json(FileObject),

@@ -3,11 +3,12 @@
 These are bare ASGI handlers mounted in the Litestar application, for speed; everything else about them (errors,
 OpenAPI, metrics) is as with the typed ones. The body may be
 
-- JSON: {"model", "input", "top_k"}; `input` is a text, a vector of numbers, an image as a data URL, or a list of those;
+- JSON: {"model", "input", "top_k"}; `input` is a text, a vector of numbers, a series (a list of steps, each a list of
+  numbers, or with one channel a list of numbers), an image as a data URL, or a list of those;
 - multipart/form-data: fields `model` and `top_k`, one or more files;
 - the raw bytes of one input with ?model=…&top_k=…: an image (image/*), a text (text/plain), or for
-  application/octet-stream what the graph takes: float32 numbers of one or more vectors, uint8 pixels of one or more
-  images of exactly the model's size, or else an image file.
+  application/octet-stream what the graph takes: float32 numbers of one or more vectors, or of one series step by
+  step, uint8 pixels of one or more images of exactly the model's size, or else an image file.
 
 X-Request-Timeout (seconds) drops a request that has waited longer with a 408.
 """
@@ -32,7 +33,8 @@ from litestar.types import HTTPDisconnectEvent, HTTPRequestEvent, HTTPScope, Rec
 
 from export.processing.answers import Prediction, normalize, top_k
 from export.processing.images import decode_image
-from export.processing.inputs import BadInput, ImageInput, TextInput, VectorInput
+from export.processing.inputs import BadInput, ImageInput, SeriesInput, TextInput, VectorInput
+from export.processing.series import series
 from export.processing.vectors import vector
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
@@ -80,7 +82,7 @@ class Classified(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """`prompt_tokens`: tokens read, 0 for images and vectors."""
+    """`prompt_tokens`: tokens read, 0 where the input is no text."""
 
     prompt_tokens: int
     total_tokens: int
@@ -326,7 +328,7 @@ async def embeddings(exchange: Exchange) -> bytes:
 
 async def off_loop(size: int, model: Model, function: Callable[..., Rows], *arguments: Any) -> Rows:
     """Call `function`, on a thread when it is likely to take longer than the hop: images, texts, large bodies."""
-    if size <= INLINE_BYTES and isinstance(model.manifest.input, VectorInput):
+    if size <= INLINE_BYTES and isinstance(model.manifest.input, VectorInput | SeriesInput):
         return function(*arguments)
     if size <= INLINE_BYTES and function is raw_rows and arguments[1] == "application/octet-stream":
         return function(*arguments)
@@ -344,6 +346,8 @@ def json_rows(model: Model, raw: msgspec.Raw) -> Rows:
         many = nested(raw)
         values = decode_input(raw, list[list[float]] if many else list[float], "a list of numbers")
         return [vector(row, spec) for row in (values if many else [values])], 0
+    if isinstance(spec, SeriesInput):
+        return series_rows(spec, raw), 0
     if isinstance(spec, TextInput) and bytes(raw).lstrip()[:1] == b"[" and not has_strings(raw):
         return token_rows(model, raw)
     found = decode_input(raw, str | list[str], "a string or a list of strings")
@@ -353,6 +357,24 @@ def json_rows(model: Model, raw: msgspec.Raw) -> Rows:
     if isinstance(spec, TextInput):
         return text_rows(model, items)
     return [decode_image(data_url(item, i), spec) for i, item in enumerate(items)], 0
+
+
+def series_rows(spec: SeriesInput, raw: msgspec.Raw) -> list[np.ndarray]:
+    """With one channel a list of lists is a list of series, as it is for vectors; with more, it is one series."""
+    depth = min(max(brackets(raw), 1), 4)
+    kind: Any = float
+    for _ in range(depth):
+        kind = list[kind]
+    values = decode_input(raw, kind, "a list of steps, each a list of numbers, or a list of such series")
+    if depth <= (1 if spec.channels == 1 else 2):
+        return [series(values, spec)]
+    rows = []
+    for i, one in enumerate(values):
+        try:
+            rows.append(series(one, spec))
+        except BadInput as error:
+            raise BadInput(f"input {i}: {error}") from error
+    return rows
 
 
 def text_rows(model: Model, texts: Sequence[str]) -> Rows:
@@ -383,12 +405,14 @@ def token_rows(model: Model, raw: msgspec.Raw) -> Rows:
 
 
 def file_rows(model: Model, contents: Sequence[bytes]) -> Rows:
-    """Graph rows of uploaded files: images, UTF-8 texts or float32 vectors."""
+    """Graph rows of uploaded files: images, UTF-8 texts, float32 vectors or series."""
     spec = model.manifest.input
     if isinstance(spec, ImageInput):
         return [decode_image(content, spec) for content in contents], 0
     if isinstance(spec, TextInput):
         return text_rows(model, [utf8(content) for content in contents])
+    if isinstance(spec, SeriesInput):
+        return [series(content, spec) for content in contents], 0
     return [vector(content, spec) for content in contents], 0
 
 
@@ -405,6 +429,11 @@ def raw_rows(model: Model, kind: str, body: bytes) -> Rows:
             takes = f"{model.name} reads vectors of {spec.features} float32 numbers ({size} bytes)"
             raise ApiError(400, f"{takes} as application/octet-stream; the body has {len(body)} bytes of {kind}")
         return [vector(body[i : i + size], spec) for i in range(0, len(body), size)], 0
+    if isinstance(spec, SeriesInput):
+        if kind != "application/octet-stream":
+            takes = f"{model.name} reads series of {spec.channels} float32 numbers a step"
+            raise ApiError(415, f"{takes}: send them as application/octet-stream or in JSON, not as {kind}")
+        return [series(body, spec)], 0
     shape = (spec.height, spec.width, spec.channels)
     if kind == "application/octet-stream" and len(body) % (size := spec.height * spec.width * spec.channels) == 0:
         return list(np.frombuffer(body, np.uint8).reshape(-1, *shape)), 0
@@ -444,7 +473,13 @@ def decode_input(raw: msgspec.Raw, kind: Any, words: str) -> Any:
 
 def nested(raw: msgspec.Raw) -> bool:
     """Whether a JSON value is a list of lists."""
-    return b"".join(bytes(memoryview(raw)[:64]).split()).startswith(b"[[")
+    return brackets(raw) > 1
+
+
+def brackets(raw: msgspec.Raw) -> int:
+    """How many lists a JSON value begins with, one inside the other."""
+    start = b"".join(bytes(memoryview(raw)[:64]).split())
+    return len(start) - len(start.lstrip(b"["))
 
 
 def has_strings(raw: msgspec.Raw) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 from export import bundle
 from export.bundle import Manifest
 from export.processing.answers import softmax
-from export.processing.inputs import ImageInput, TextInput, VectorInput
+from export.processing.inputs import ImageInput, SeriesInput, TextInput, VectorInput
+from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.batcher import Batcher
@@ -23,6 +24,8 @@ from server.settings import Settings
 
 # A full batch that is done sooner than this runs on the event loop: handing it over and back costs about as much.
 INLINE_SECONDS = 0.001
+# Steps of the series a model is timed with, where it reads such long ones.
+LONG_SERIES = 4096
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Model:
             max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
             queue_limit=settings.queue_limit,
             parallel=0 if loaded.inline else loaded.session.parallel,
-            length=len if loaded.texts else None,
+            length=len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
             batches=metrics.batches.labels(*labels),
             queue_seconds=metrics.stages.labels(*labels, "queue"),
             inference_seconds=metrics.stages.labels(*labels, "inference"),
@@ -106,6 +109,9 @@ def _runner(loaded: Loaded) -> Any:
         if isinstance(spec, TextInput):
             ids, mask = pad(rows, spec.pad_token_id, spec.max_length)
             inputs = {"input_ids": ids, "attention_mask": mask}
+        elif isinstance(spec, SeriesInput):
+            series, mask = pad_series(rows)
+            inputs = {"series": series, "attention_mask": mask}
         else:
             inputs = {name: rows[0][None] if len(rows) == 1 else np.stack(rows)}
         found = dict(zip(outputs, session.run(inputs, outputs), strict=True))
@@ -126,3 +132,6 @@ def _blank(manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
             return {"input_ids": ones, "attention_mask": ones}
         case VectorInput(features=features):
             return {"vector": np.zeros((rows, features), np.float32)}
+        case SeriesInput(channels=channels, max_length=max_length):
+            mask = np.ones((rows, min(max_length, LONG_SERIES)), np.int64)
+            return {"series": np.zeros((*mask.shape, channels), np.float32), "attention_mask": mask}

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from export.bundle import Lineage, Manifest, Parity, TensorSpec
-from export.processing.inputs import ImageInput, InputSpec, TextInput, VectorInput
+from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
 from export.publish import publish, staging
 
 WIDTH = 4
@@ -24,6 +24,28 @@ def publish_vectors(repository: Path, name: str = "points", features: int = 2) -
     last = np.zeros((features, WIDTH), np.float32)
     last[-1, 0] = 1.0
     return _publish(repository, name, VectorInput(features=features), inputs, nodes, last, ["above", "below"])
+
+
+def publish_series(repository: Path, name: str = "trends", channels: int = 2, max_length: int = 16) -> Manifest:
+    """Two classes of series: "above" where the sum of the last channel is positive, else "below"."""
+    nodes = [
+        helper.make_node("Cast", ["attention_mask"], ["there"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["there", "axes"], ["kept"]),
+        helper.make_node("Mul", ["series", "kept"], ["counted"]),
+        helper.make_node("ReduceSum", ["counted", "axis_of_steps"], ["flat"], keepdims=0),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("series", TensorProto.FLOAT, ["batch", "sequence", channels]),
+        helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "sequence"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([2]), "axes"),
+        numpy_helper.from_array(np.array([1]), "axis_of_steps"),
+    ]
+    last = np.zeros((channels, WIDTH), np.float32)
+    last[-1, 0] = 1.0
+    spec = SeriesInput(channels=channels, max_length=max_length)
+    return _publish(repository, name, spec, inputs, nodes, last, ["above", "below"], constants)
 
 
 def publish_images(repository: Path, name: str = "shades", size: int = 8) -> Manifest:
