@@ -121,14 +121,15 @@ class XceptionParameters(CnnParameters, frozen=True, kw_only=True):
 class SequenceParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is read is a series of `channels` numbers a step, or a text of `vocabulary` tokens; None: from the data.
 
-    vocabulary: for a new model, how many tokens the tokenizer learned from its texts may have (None: 8,000).
-    max_length: of texts in tokens, the rest is cut off; of series in steps (None: 256, and the longest of the data).
-    embedding: numbers that stand for a token. width: of a layer. dropout: of embeddings, between layers, before the
-    head.
+    vocabulary_size: how many tokens are learned from the texts of a new model, at most.
+    max_length: of texts in tokens, the rest is cut off (None: 256); of series in steps, a longer one is refused (None:
+    twice the longest of the data). embedding: numbers that stand for a token. width: of a layer.
+    dropout: of embeddings, between layers, and before the head.
     """
 
     channels: Positive | None = None
-    vocabulary: Annotated[int, msgspec.Meta(ge=260)] | None = None
+    vocabulary: Positive | None = None
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=260, le=200_000)] = 8_000
     max_length: Positive | None = None
     embedding: Positive = 128
     width: Positive = 128

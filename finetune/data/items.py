@@ -5,26 +5,19 @@ Images lie in an archive, in one folder a class or named by a table beside them;
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-import numpy as np
-
 from finetune.data.archives import Archive, open_archive
 from finetune.data.problems import BadFile, Problem
+from finetune.data.series import holds_series, series_reader
 from finetune.data.tables import Table, form_of, number_of, read_table, text_of
 from finetune.recipe import Data
 
 Kind = Literal["images", "text", "table", "series"]
 MOST_CHARACTERS = 1_000_000
-MOST_NUMBERS = 1_000_000
-# The largest float32, roughly.
-LARGEST = 3.4e38
-# Items that tell what a column holds.
-LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -161,69 +154,17 @@ def _texts(table: Table, data: Data) -> Source:
     )
 
 
-def holds_series(values: Sequence[Any]) -> bool:
-    """Whether a column is one of lists of numbers, or of lists of such; a column of numbers may have the same name."""
-    return any(
-        isinstance(value, list) and isinstance(value[0], int | float | list) for value in values[:LOOKED_AT] if value
-    )
-
-
 def _series(table: Table, data: Data) -> Source:
-    values = column(table, data.series_column)
-    # How many numbers a step has is what most items say: the others are wrong, wherever they stand.
-    usual = Counter(found for value in values[:LOOKED_AT] if (found := _channels(value)))
-    channels = usual.most_common(1)[0][0] if usual else 1
-
-    def read(i: int) -> np.ndarray:
-        if not isinstance(values[i], list):
-            raise BadFile(f"column {data.series_column!r} holds {type(values[i]).__name__}, not a list of numbers")
-        if not values[i]:
-            raise BadFile("the series is empty")
-        try:
-            array = np.asarray(values[i])
-        except ValueError:  # steps of different size
-            array = np.empty(0, object)
-        if array.dtype.kind not in "iuf" or array.ndim > 2:
-            raise BadFile(_wrong_step(values[i], channels))
-        array = array.reshape(len(array), -1).astype(np.float64)
-        if array.shape[1] != channels:
-            raise BadFile(f"its steps have {array.shape[1]} numbers; those of the other series have {channels}")
-        if array.size > MOST_NUMBERS:
-            raise BadFile(f"the series has {array.size:,} numbers; at most {MOST_NUMBERS:,} are taken")
-        wrong = ~(np.abs(array) <= LARGEST)
-        if wrong.any():
-            step, channel = np.argwhere(wrong)[0]
-            raise BadFile(f"step {step} holds {array[step, channel]}, not a finite number")
-        return array
-
     return Source(
         kind="series",
         form=table.form,
         columns=table.columns,
         places=[table.place(i) for i in range(len(table))],
         labels=[text_of(value) for value in column(table, data.label_column)],
-        read=read,
+        read=series_reader(column(table, data.series_column), data.series_column),
         features=[],
         strays=[],
     )
-
-
-def _channels(value: Any) -> int:
-    """Numbers in the first step of a series, 0 for what is none."""
-    if not isinstance(value, list) or not value:
-        return 0
-    return len(value[0]) if isinstance(value[0], list) else 1
-
-
-def _wrong_step(steps: list[Any], channels: int) -> str:
-    for i, step in enumerate(steps):
-        numbers = step if isinstance(step, list) else [step]
-        if len(numbers) != channels:
-            return f"step {i} has {len(numbers)} numbers, others have {channels}"
-        for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                return f"step {i} holds {repr(number)[:80]}, not a number"
-    return "a series is a list of numbers, or a list of steps that are lists of numbers"
 
 
 def _vectors(table: Table, data: Data, filename: str) -> Source:
@@ -246,7 +187,7 @@ def _vectors(table: Table, data: Data, filename: str) -> Source:
     def read(i: int) -> list[float]:
         found = [number_of(values[i]) for values in vectors]
         for name, value in zip(features, found, strict=True):
-            if value is None or value != value or abs(value) > LARGEST:
+            if value is None or value != value or abs(value) > 3.4e38:
                 raise BadFile(f"column {name!r} holds {repr(table.columns[name][i])[:80]}, not a finite number")
         return [value for value in found if value is not None]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 
 from finetune.data.checked import check
-from finetune.data.items import Kind, holds_series, open_file, source_of
+from finetune.data.items import Kind, open_file, source_of
 from finetune.data.problems import BadFile, Problem
+from finetune.data.series import holds_series
 from finetune.data.tables import Table, number_of, text_of
 from finetune.recipe import Data
 
