@@ -1,7 +1,7 @@
 """The rules behind every "auto" of a recipe. Pure functions of the data's size and of what is trained.
 
-batch size      the largest power of two that leaves 20 steps in an epoch, at least 8 and at most 32 for images and
-                texts, 256 for vectors.
+batch size      the largest power of two that leaves 20 steps in an epoch, at least 8 and at most 32 for images,
+                texts and series, 256 for vectors.
 learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 5e-4 for a pre-trained image trunk,
                 1e-3 for random weights, 5e-3 when only the head ever learns. Adam and RMSProp alike
                 (with momentum α RMSProp takes 1 - α of it), AdaGrad 10 times as much, SGD 20 times.
@@ -23,11 +23,11 @@ import torch
 from finetune.recipe import AdaGrad, Recipe, RmsProp, Sgd
 from models.catalog import Modality
 
-LARGEST_BATCH: dict[Modality, int] = {"image": 32, "text": 32, "vector": 256}
+LARGEST_BATCH: dict[Modality, int] = {"image": 32, "text": 32, "vector": 256, "series": 32}
 SMALLEST_BATCH = 8
 STEPS_AN_EPOCH = 20
 
-PRETRAINED_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4}
+PRETRAINED_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4, "series": 5e-4}
 SCRATCH_RATE = 1e-3
 HEAD_RATE = 5e-3
 SGD_FACTOR = 20.0

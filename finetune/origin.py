@@ -14,16 +14,20 @@ from safetensors.torch import load_file
 from export import bundle
 from export.bundle import Manifest
 from export.processing.images import open_image
-from export.processing.inputs import ImageInput, InputSpec, TextInput, VectorInput
+from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
 from finetune.data.datasets import Dataset
+from finetune.data.targets import Targets
 from finetune.recipe import Recipe
+from finetune.vocabulary import PAD, tokens_of, train_tokenizer
 from models import catalog, registry
 from models.backbones import weights
 from models.network import Network
-from models.spec import Classification, ModelSpec
+from models.spec import ModelSpec, Task
 
 # Images whose headers are read to choose how images are brought to size.
 LOOKED_AT = 200
+# Tokens that a text may have where neither recipe nor model says.
+TEXT_LENGTH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +74,31 @@ def find(model: str | ModelSpec, repository: Path, backbones: Mapping[str, str])
     return Origin(name=f"{name}:{number}", spec=spec, folder=folder, manifest=manifest)
 
 
-def read(origin: Origin, recipe: Recipe, dataset: Dataset, backbones: Mapping[str, str]) -> Reading:
-    """How `dataset` enters the network: the recipe's image size or text length, else the model's own.
+def read(
+    origin: Origin, recipe: Recipe, dataset: Dataset, rows: np.ndarray, task: Task, backbones: Mapping[str, str]
+) -> Reading:
+    """How `dataset` enters the network: the recipe's image size or length, else the model's own.
 
-    Raises ValueError when the model cannot read such data.
+    rows: of the training split, which a new vocabulary is learned from. Raises ValueError when the model cannot read
+    such data.
     """
     parameters = catalog.hyperparameters(origin.spec)
     before = origin.manifest.input if origin.manifest else None
-    if isinstance(parameters, catalog.MlpParameters):
-        features = len(dataset.content(0))
-        if parameters.features not in (None, features):
-            raise ValueError(f"the data have {features} columns of numbers, {origin.name} takes {parameters.features}")
-        spec = _complete(origin.spec, len(dataset.labels), features=features)
+    if dataset.kind == "table":
+        features, known = len(dataset.content(0)), getattr(parameters, "features", None)
+        if known not in (None, features):
+            raise ValueError(f"the data have {features} columns of numbers, {origin.name} takes {known}")
+        spec = _complete(origin.spec, task, features=features)
         return Reading(spec=spec, input=VectorInput(features=features, names=dataset.features))
+    if isinstance(parameters, catalog.SequenceParameters):
+        if dataset.kind == "series":
+            return _read_series(origin, parameters, recipe, dataset, task)
+        return _read_words(origin, parameters, recipe, dataset, rows, task)
     if isinstance(parameters, catalog.TextEncoderParameters):
-        return _read_texts(origin, parameters, recipe, len(dataset.labels), backbones)
-    size = recipe.image_size or parameters.image_size
-    spec = _complete(origin.spec, len(dataset.labels), image_size=size)
+        return _read_texts(origin, parameters, recipe, task, backbones)
+    assert dataset.kind == "images"
+    size: int = recipe.image_size or getattr(parameters, "image_size")  # noqa: B009 - every image architecture has it
+    spec = _complete(origin.spec, task, image_size=size)
     if isinstance(before, ImageInput):
         return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))
     return Reading(spec=spec, input=image_input(dataset, size))
@@ -103,11 +115,11 @@ def image_input(dataset: Dataset, size: int) -> ImageInput:
     return ImageInput(height=size, width=size)
 
 
-def load(origin: Origin, spec: ModelSpec, labels: list[str], backbones: Mapping[str, str]) -> Network:
+def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[str, str]) -> Network:
     """The network of `spec` with the weights of its origin; what they lack, the head mostly, is random.
 
-    The head of a published model is kept when its labels are these, in this order. Raises ValueError when weights
-    do not fit.
+    The head of a published model is kept when it does the same task with the same labels, in this order. Raises
+    ValueError when weights do not fit.
     """
     network = registry.build(spec)
     if origin.folder is None or origin.manifest is None:
@@ -115,7 +127,8 @@ def load(origin: Origin, spec: ModelSpec, labels: list[str], backbones: Mapping[
             weights.load(network, spec.weights, backbones)
         return network
     state = load_file(origin.folder / registry.WEIGHTS)
-    if origin.manifest.labels != labels:
+    before = {name: head.labels for name, head in origin.manifest.heads.items()}
+    if (origin.spec.task, origin.manifest.labels, before) != (spec.task, targets.labels, targets.heads):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     absent = network.load_state_dict(state, strict=False)
     missing = [name for name in absent.missing_keys if not name.startswith("head.")]
@@ -128,7 +141,7 @@ def _read_texts(
     origin: Origin,
     parameters: catalog.TextEncoderParameters,
     recipe: Recipe,
-    classes: int,
+    task: Task,
     backbones: Mapping[str, str],
 ) -> Reading:
     longest = (parameters.config or {}).get("max_position_embeddings")
@@ -143,10 +156,48 @@ def _read_texts(
         input = TextInput(max_length=length, pad_token_id=padding)
     else:
         raise ValueError("model: a text_encoder needs `weights`, its tokenizer comes with them")
-    return Reading(spec=_complete(origin.spec, classes, max_length=length), input=input, tokenizer=tokenizer)
+    return Reading(spec=_complete(origin.spec, task, max_length=length), input=input, tokenizer=tokenizer)
 
 
-def _complete(spec: ModelSpec, classes: int, **hyperparameters: Any) -> ModelSpec:
-    return msgspec.structs.replace(
-        spec, hyperparameters={**spec.hyperparameters, **hyperparameters}, task=Classification(classes)
-    )
+def _read_series(
+    origin: Origin, parameters: catalog.SequenceParameters, recipe: Recipe, dataset: Dataset, task: Task
+) -> Reading:
+    if parameters.vocabulary is not None:
+        raise ValueError(f"the data are series, {origin.name} reads texts")
+    shapes = [dataset.content(item).shape for item in range(len(dataset))]
+    channels = shapes[0][1]
+    if parameters.channels not in (None, channels):
+        raise ValueError(f"the steps of the data have {channels} numbers, {origin.name} takes {parameters.channels}")
+    longest = max(range(len(shapes)), key=lambda item: shapes[item][0])
+    steps = shapes[longest][0]
+    length = recipe.max_length or parameters.max_length or 2 * steps
+    if steps > length:
+        raise ValueError(f"max_length: {length:,} steps, but the series of {dataset.place(longest)} has {steps:,}")
+    spec = _complete(origin.spec, task, channels=channels, max_length=length)
+    return Reading(spec=spec, input=SeriesInput(channels=channels, max_length=length))
+
+
+def _read_words(
+    origin: Origin,
+    parameters: catalog.SequenceParameters,
+    recipe: Recipe,
+    dataset: Dataset,
+    rows: np.ndarray,
+    task: Task,
+) -> Reading:
+    """With the vocabulary of the published model, or one that is learned now."""
+    if parameters.channels is not None:
+        raise ValueError(f"the data are texts, {origin.name} reads series")
+    length = recipe.max_length or parameters.max_length or TEXT_LENGTH
+    if origin.folder is not None and origin.manifest is not None and isinstance(origin.manifest.input, TextInput):
+        input = msgspec.structs.replace(origin.manifest.input, max_length=length)
+        tokenizer = (origin.folder / input.tokenizer).read_bytes()
+    else:
+        input = TextInput(max_length=length, pad_token_id=PAD)
+        tokenizer = train_tokenizer((dataset.content(int(row)) for row in rows), parameters.vocabulary_size)
+    spec = _complete(origin.spec, task, vocabulary=tokens_of(tokenizer), max_length=length)
+    return Reading(spec=spec, input=input, tokenizer=tokenizer)
+
+
+def _complete(spec: ModelSpec, task: Task, **hyperparameters: Any) -> ModelSpec:
+    return msgspec.structs.replace(spec, hyperparameters={**spec.hyperparameters, **hyperparameters}, task=task)

@@ -2,7 +2,7 @@
 
 Everything goes through `export.processing`, which is what the server answers through: training cannot see another
 tensor than serving does. Images are decoded once, by several threads, into one uint8 array; texts become rows of token
-ids; vectors one float32 array.
+ids, series arrays of steps; vectors one float32 array.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from export.processing.images import decode_image
-from export.processing.inputs import BadInput, ImageInput, InputSpec, TextInput, VectorInput
+from export.processing.inputs import BadInput, ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.processing.series import pad_series, series
 from export.processing.text import TextProcessor, pad
 from export.processing.vectors import vector
 from finetune.data.datasets import Dataset
@@ -36,7 +37,7 @@ Inputs = dict[str, np.ndarray]
 class Items:
     """Some items of a data set, ready for the graph.
 
-    targets: int64 [items]. lengths: int64 [items] in tokens, for texts only.
+    targets: int64 [items]. lengths: int64 [items], tokens of texts and steps of series; None for the others.
     collate: rows of the data set → graph inputs by name; rows: int64 [items], those of these items.
     """
 
@@ -71,6 +72,8 @@ def prepare(
     if isinstance(spec, TextInput):
         assert tokenizer is not None, "texts need a tokenizer"
         return _texts(dataset, spec, tokenizer, progress)
+    if isinstance(spec, SeriesInput):
+        return _series(dataset, spec, progress)
     return _vectors(dataset, spec, progress)
 
 
@@ -109,6 +112,21 @@ def _texts(dataset: Dataset, spec: TextInput, tokenizer: bytes, progress: Callab
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     lengths = np.array([len(row) for row in ids], np.int64)
+    return Items(dataset.targets, lengths, np.arange(len(dataset)), collate)
+
+
+def _series(dataset: Dataset, spec: SeriesInput, progress: Callable[[int, int], None]) -> Items:
+    found: list[np.ndarray] = []
+    for rows in _chunks(len(dataset), progress):
+        for row in rows:
+            with _named(dataset, row):
+                found.append(series(dataset.content(row), spec))
+
+    def collate(rows: np.ndarray) -> Inputs:
+        steps, attention_mask = pad_series([found[row] for row in rows])
+        return {"series": steps, "attention_mask": attention_mask}
+
+    lengths = np.array([len(row) for row in found], np.int64)
     return Items(dataset.targets, lengths, np.arange(len(dataset)), collate)
 
 

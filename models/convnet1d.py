@@ -2,17 +2,19 @@
 
 Series: Wang, Yan and Oates 2017 ("Time series classification from scratch with deep neural networks": convolution,
 batch norm, ReLU, three times, and the average over time), with pooling between the stages for long series.
-Texts: Kim 2014 ("Convolutional neural networks for sentence classification").
+Texts: Kim 2014 ("Convolutional neural networks for sentence classification"), with batch norm.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models import catalog
-from models.network import Network, Trunk
+from models.network import Headed, Network, Trunk
 from models.sequences import Series, Tokens, first_layer
 from models.spec import ModelSpec
 
@@ -63,6 +65,9 @@ class Stages(Trunk):
             Convolution(width if i else first.width, width, window) for i, window in enumerate(windows)
         )
 
+    def measure(self, inputs: Callable[[], list[Tensor]]) -> None:
+        self.first.measure(inputs)
+
     def blocks(self) -> list[tuple[str, nn.Module]]:
         return [(f"stage{i}", stage) for i, stage in enumerate(self.stages)]
 
@@ -70,8 +75,9 @@ class Stages(Trunk):
         x, mask = self.first(series, attention_mask).transpose(1, 2), attention_mask.bool()
         for i, stage in enumerate(self.stages):
             if i and self.pooling:
-                # Behind a ReLU, zero padding never wins. One more makes an odd last step a pair.
-                x = functional.max_pool1d(functional.pad(x, (0, 1)), 2)
+                # Behind a ReLU, zero padding never wins. One more makes an odd last step a pair. In two dimensions,
+                # since the exporter freezes the length for PyTorch's pooling in one.
+                x = functional.max_pool2d(functional.pad(x, (0, 1)).unsqueeze(2), (1, 2)).squeeze(2)
                 mask = mask[:, ::2]
             x = stage(x, mask)
         features: Tensor = x.sum(2) / mask.sum(1, keepdim=True)
@@ -107,4 +113,4 @@ def build(spec: ModelSpec) -> Network:
         trunk = Stages(first, parameters.windows or STAGES, parameters.width, parameters.pooling)
     else:
         trunk = SideBySide(first, parameters.windows or SIDE_BY_SIDE, parameters.width)
-    return Network(spec, trunk, parameters.dropout)
+    return Headed(spec, trunk, parameters.dropout)

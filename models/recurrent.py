@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor, nn
 
 from models import catalog
-from models.network import Network, Trunk
+from models.network import Headed, Network, Trunk
 from models.recurrent_layers import Kind, Recurrent
 from models.sequences import Series, Tokens, first_layer
 from models.spec import ModelSpec
@@ -26,6 +27,9 @@ class RecurrentTrunk(Trunk):
         )
         self.width = self.recurrent.directions * parameters.width
 
+    def measure(self, inputs: Callable[[], list[Tensor]]) -> None:
+        self.first.measure(inputs)
+
     def blocks(self) -> list[tuple[str, nn.Module]]:
         tokens = [("tokens", self.first)] if isinstance(self.first, Tokens) else []
         return [*tokens, ("recurrent", self.recurrent)]
@@ -40,4 +44,4 @@ def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.RecurrentParameters)
     trunk = RecurrentTrunk(cast(Kind, spec.architecture), first_layer(spec.architecture, parameters), parameters)
-    return Network(spec, trunk, parameters.dropout)
+    return Headed(spec, trunk, parameters.dropout)

@@ -107,8 +107,8 @@ class Recurrent(nn.Module):
         order = ONNX_ORDER[self.kind]
 
         def gates(name: str) -> Tensor:
-            parts = getattr(self.cells, name).chunk(len(order))
-            return torch.cat([parts[gate] for gate in order])
+            rows = getattr(self.cells, name)
+            return torch.cat([rows[gate * self.width : (gate + 1) * self.width] for gate in order])
 
         names = [f"l{layer}{end}" for end in ("", "_reverse")[: self.directions]]
         return (

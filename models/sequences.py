@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from models.catalog import SequenceParameters
@@ -17,6 +19,11 @@ class Series(nn.Module):
         super().__init__()
         self.standardize = Standardize(channels)
         self.width = channels
+
+    def measure(self, inputs: Callable[[], list[Tensor]]) -> None:
+        """Take the statistics of all real steps."""
+        series, attention_mask = inputs()
+        self.standardize.fit(series[attention_mask.bool()])
 
     def forward(self, series: Tensor, attention_mask: Tensor) -> Tensor:
         steps: Tensor = self.standardize(series)
@@ -34,6 +41,9 @@ class Tokens(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.width = width
         nn.init.normal_(self.table.weight, std=width**-0.5)
+
+    def measure(self, inputs: Callable[[], list[Tensor]]) -> None:
+        """Tokens have no scale."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         vectors: Tensor = self.dropout(self.table(input_ids))

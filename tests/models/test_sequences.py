@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from export.onnx import export_onnx
+from export.parity import check
 from models import registry
 from models.convnet1d import StepNorm
 from models.network import Network
@@ -75,6 +78,30 @@ def test_every_parameter_is_in_one_block_and_learns_whatever_the_padding(
     assert sorted(map(id, blocks)) == sorted(map(id, network.trunk.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "hyperparameters"),
+    [
+        pytest.param(*ARCHITECTURES[0], marks=pytest.mark.slow),
+        pytest.param(*ARCHITECTURES[1], marks=pytest.mark.slow),
+        pytest.param(*ARCHITECTURES[2]),
+        pytest.param(*ARCHITECTURES[3]),
+        pytest.param(*ARCHITECTURES[4], marks=pytest.mark.slow),
+    ],
+)
+def test_the_graph_computes_the_same_at_any_batch_and_length(
+    architecture: str, hyperparameters: dict[str, Any], tmp_path: Path
+) -> None:
+    network = network_of(architecture, hyperparameters)
+    batches = []
+    for shape in ((3, 7), (5, 16), (2, 1)):
+        sequence, mask = sequences("vocabulary" in hyperparameters, *shape)
+        batches.append({network.input_names[0]: sequence.numpy(), "attention_mask": mask.numpy()})
+    export_onnx(network, tmp_path, batches[0])
+    parity = check(network, tmp_path, batches)
+    assert {1, 3, 5} <= set(parity.batch_sizes)
+    assert {1, 3, 7, 12, 16} <= set(parity.lengths)
+
+
 def test_batch_norm_takes_the_statistics_of_real_steps() -> None:
     norm = StepNorm(1, momentum=1.0)
     x, mask = (
@@ -86,6 +113,16 @@ def test_batch_norm_takes_the_statistics_of_real_steps() -> None:
     assert norm.running_mean.item() == pytest.approx(2.0)
     assert normed[mask.bool().unsqueeze(1)].mean().item() == pytest.approx(0.0, abs=1e-6)
     assert not normed[~mask.bool().unsqueeze(1)].any()
+
+
+def test_a_series_is_standardized_by_its_real_steps() -> None:
+    network = network_of("gru", SERIES)
+    series, mask = sequences(False, 5, 9)
+    network.measure(lambda: [series, mask], torch.zeros(5))
+    standardize = network.get_submodule("trunk.first.standardize")
+    real = series[mask.bool()]
+    torch.testing.assert_close(standardize.mean, real.mean(0))
+    torch.testing.assert_close(standardize.std, real.std(0, correction=0))
 
 
 @pytest.mark.parametrize("architecture", ["rnn", "lstm", "gru"])
