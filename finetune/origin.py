@@ -170,7 +170,7 @@ def _read_series(
         raise ValueError(f"the steps of the data have {channels} numbers, {origin.name} takes {parameters.channels}")
     longest = max(range(len(shapes)), key=lambda item: shapes[item][0])
     steps = shapes[longest][0]
-    length = recipe.max_length or parameters.max_length or 2 * steps
+    length = recipe.max_length or parameters.max_length or max(2 * steps, 4)
     if steps > length:
         raise ValueError(f"max_length: {length:,} steps, but the series of {dataset.place(longest)} has {steps:,}")
     spec = _complete(origin.spec, task, channels=channels, max_length=length)

@@ -130,7 +130,7 @@ class SequenceParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     channels: Positive | None = None
     vocabulary: Positive | None = None
     vocabulary_size: Annotated[int, msgspec.Meta(ge=260, le=200_000)] = 8_000
-    max_length: Positive | None = None
+    max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
     embedding: Positive = 128
     width: Positive = 128
     dropout: Fraction = 0.0
