@@ -75,11 +75,11 @@ def find(model: str | ModelSpec, repository: Path, backbones: Mapping[str, str])
 
 
 def read(
-    origin: Origin, recipe: Recipe, dataset: Dataset, rows: np.ndarray, task: Task, backbones: Mapping[str, str]
+    origin: Origin, recipe: Recipe, dataset: Dataset, learned: np.ndarray, task: Task, backbones: Mapping[str, str]
 ) -> Reading:
-    """How `dataset` enters the network: the recipe's image size or length, else the model's own.
+    """How `dataset` enters the network: the recipe's image size or text length, else the model's own.
 
-    rows: of the training split, which a new vocabulary is learned from. Raises ValueError when the model cannot read
+    learned: the training items, which a new vocabulary is taken from. Raises ValueError when the model cannot read
     such data.
     """
     parameters = catalog.hyperparameters(origin.spec)
@@ -93,7 +93,7 @@ def read(
     if isinstance(parameters, catalog.SequenceParameters):
         if dataset.kind == "series":
             return _read_series(origin, parameters, recipe, dataset, task)
-        return _read_words(origin, parameters, recipe, dataset, rows, task)
+        return _read_words(origin, parameters, recipe, dataset, learned, task)
     if isinstance(parameters, catalog.TextEncoderParameters):
         return _read_texts(origin, parameters, recipe, task, backbones)
     assert dataset.kind == "images"
@@ -182,7 +182,7 @@ def _read_words(
     parameters: catalog.SequenceParameters,
     recipe: Recipe,
     dataset: Dataset,
-    rows: np.ndarray,
+    learned: np.ndarray,
     task: Task,
 ) -> Reading:
     """With the vocabulary of the published model, or one that is learned now."""
@@ -194,7 +194,7 @@ def _read_words(
         tokenizer = (origin.folder / input.tokenizer).read_bytes()
     else:
         input = TextInput(max_length=length, pad_token_id=PAD)
-        tokenizer = train_tokenizer((dataset.content(int(row)) for row in rows), parameters.vocabulary_size)
+        tokenizer = train_tokenizer((dataset.content(int(item)) for item in learned), parameters.vocabulary_size)
     spec = _complete(origin.spec, task, vocabulary=tokens_of(tokenizer), max_length=length)
     return Reading(spec=spec, input=input, tokenizer=tokenizer)
 
