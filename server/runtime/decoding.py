@@ -58,16 +58,19 @@ class StepDecoder:
         session: Runs,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
+        *,
         begin: int,
         end: int,
         text: Callable[[list[int]], str],
+        max_sequences: int,
     ) -> None:
         """inputs, outputs: of the step graph. begin, end: the tokens around an answer; text: of an answer's tokens.
+        max_sequences: that run together, beams and what is drawn side by side counted.
 
         Raises ValueError, naming the tensor, for graphs that do not fit together.
         """
         self.encoder, self.session = encoder, session
-        self.begin, self.end, self.text = begin, end, text
+        self.begin, self.end, self.text, self.max_sequences = begin, end, text, max_sequences
         given, answered = {tensor.name: tensor for tensor in inputs}, {tensor.name for tensor in outputs}
         encoded = {tensor.name for tensor in encoder.outputs} if encoder else set()
         self.states = [name for name in given if NEXT + name in answered]
@@ -88,6 +91,16 @@ class StepDecoder:
 
     def decode(self, prompts: Sequence[Prompt]) -> list[list[Candidate]]:
         """The answers of each prompt, best first, `options.n` of them."""
+        found: list[list[Candidate]] = []
+        group: list[Prompt] = []
+        for prompt in prompts:
+            if group and sum(one.options.sequences for one in [*group, prompt]) > self.max_sequences:
+                found += self._decode(group)
+                group = []
+            group.append(prompt)
+        return found + self._decode(group)
+
+    def _decode(self, prompts: Sequence[Prompt]) -> list[list[Candidate]]:
         options = [prompt.options for prompt in prompts]
         search = Search(options, self.end, self.text, [prompt.listener for prompt in prompts])
         attending = self.attends and search.attending

@@ -25,6 +25,7 @@ class Options:
         likeliest is taken. top_p: drawn from the fewest tokens that together have this probability (Holtzman et al.,
         2020). beams: above 1, beam search, without drawing. length_penalty: α of Wu et al., 2016: beams are compared
         by log P · 6^α / (5 + tokens)^α. seed: None: another one every time. stop: texts that end an answer.
+        alternatives: likeliest tokens to note at every step, beside the one that was taken.
     """
 
     max_tokens: int
@@ -36,31 +37,41 @@ class Options:
     length_penalty: float = 0.6
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    alternatives: int = 0
     attention: bool = False
+
+    @property
+    def sequences(self) -> int:
+        """How many hypotheses a row has at most."""
+        return max(self.beams, self.best_of)
 
 
 @dataclass(frozen=True)
 class Candidate:
     """An answer. tokens: without that of the end. log_probabilities: of these tokens, in the model's own distribution
     (temperature 1). log_probability: of the whole sequence, with its end where it has one. score: what candidates of
-    a row are compared by: log_probability a token, or for beams with the length penalty. attention: float32
-    [tokens, source], where it was asked for."""
+    a row are compared by: log_probability a token, or for beams with the length penalty. alternatives: at each
+    token, those that were likeliest, with their log-probabilities. attention: float32 [tokens, source]. The last two
+    only where they were asked for."""
 
     tokens: list[int]
     log_probabilities: list[float]
     log_probability: float
     score: float
     finish_reason: Literal["stop", "length"]
-    attention: np.ndarray | None = None
+    alternatives: list[dict[int, float]]
+    attention: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What was appended in one step, [entries] each. parents: entries of the step before that were continued."""
+    """What was appended in one step, [entries] each. parents: entries of the step before that were continued.
+    alternatives: tokens and log-probabilities, [entries, most]."""
 
     parents: np.ndarray
     tokens: np.ndarray
     gains: np.ndarray
+    alternatives: tuple[np.ndarray, np.ndarray] | None
     attention: np.ndarray | None
 
 
@@ -93,6 +104,7 @@ class Search:
         self.limits = np.array([o.max_tokens for o in options])
         self.watched = np.array([bool(o.stop or listener) for o, listener in zip(options, self.listeners, strict=True)])
         self.attending = any(o.attention for o in options)
+        self.most_alternatives = max(o.alternatives for o in options)
         # Of the hypotheses without beams, which always stand before those with them.
         self.generators: list[np.random.Generator | None] = []
 
@@ -114,7 +126,10 @@ class Search:
         gains = logits[parents, tokens].astype(np.float64) - normalizer[parents]
         owner, scores = self.owner[parents], self.scores[parents] + gains
         seen = attention[parents] if attention is not None and self.attending else None
-        self.history.append(_Step(self.entries[parents], tokens, gains, seen))
+        others = None
+        if self.most_alternatives:
+            others = best_of_each(logits[parents], normalizer[parents], self.most_alternatives)
+        self.history.append(_Step(self.entries[parents], tokens, gains, others, seen))
         ended = tokens == self.end
         over = ended | (len(self.history) >= self.limits[owner])
         for i in np.flatnonzero(self.watched[owner] & ~ended).tolist():
@@ -162,12 +177,10 @@ class Search:
         ends that are among the best so many."""
         width = self.options[row].beams
         lanes = np.flatnonzero(self.owner == row)
-        most = min(2 * width, logits.shape[1])
-        tokens = np.argpartition(logits[lanes], -most, axis=1)[:, -most:]
-        gains = np.take_along_axis(logits[lanes], tokens, axis=1).astype(np.float64) - normalizer[lanes, None]
+        tokens, gains = best_of_each(logits[lanes], normalizer[lanes], 2 * width)
         scores = (self.scores[lanes, None] + gains).ravel()
         best = np.argsort(-scores, kind="stable")[: 2 * width]
-        parents, chosen = lanes[best // most], tokens.ravel()[best]
+        parents, chosen = lanes[best // tokens.shape[1]], tokens.ravel()[best]
         ends = chosen == self.end
         taken = np.where(ends, np.arange(len(best)) < width, np.cumsum(~ends) <= width)
         return parents[taken], chosen[taken]
@@ -198,6 +211,13 @@ class Search:
         path = self._path(entry, length)
         if int(path[-1][0].tokens[path[-1][1]]) == self.end:
             path.pop()
+        others: list[dict[int, float]] = []
+        for step, i in path if o.alternatives else []:
+            assert step.alternatives is not None, "noted for the whole batch"
+            best = sorted(
+                zip(*(part[i].tolist() for part in step.alternatives), strict=True), key=lambda pair: -pair[1]
+            )
+            others.append(dict(best[: o.alternatives]))
         attention = None
         if o.attention and self.history[0].attention is not None:
             rows = [step.attention[i] for step, i in path if step.attention is not None]
@@ -209,6 +229,7 @@ class Search:
                 log_probability=score,
                 score=normalized(score, length, o.length_penalty) if o.beams > 1 else score / length,
                 finish_reason=reason,
+                alternatives=others,
                 attention=attention,
             )
         )
@@ -237,6 +258,14 @@ def draw(logits: np.ndarray, temperature: float, top_p: float, uniform: float) -
     below = weights[order].cumsum()
     last = min(int(below.searchsorted(top_p * below[-1])), len(weights) - 1)
     return int(order[min(int(below.searchsorted(uniform * below[last], side="right")), last)])
+
+
+def best_of_each(logits: np.ndarray, normalizer: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `most` likeliest tokens of float32 [rows, vocabulary] in no order, int64 [rows, most], and their
+    log-probabilities, float64."""
+    most = min(most, logits.shape[1])
+    tokens = np.argpartition(logits, -most, axis=1)[:, -most:]
+    return tokens, np.take_along_axis(logits, tokens, axis=1).astype(np.float64) - normalizer[:, None]
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:

@@ -35,15 +35,18 @@ def words(tokens: list[int]) -> str:
     return "".join("....abcdefgh"[token] for token in tokens)
 
 
+AROUND: dict[str, Any] = {"begin": BEGIN, "end": END, "text": words, "max_sequences": 10_000}
+
+
 def translator(chain: Chain) -> StepDecoder:
     graph, source = chain.decoder(), chain.encoder()
     encoder = Encoder(Recorder(source), specs(source.graph.output), pad_token_id=0, max_length=32)
-    return StepDecoder(encoder, Recorder(graph), specs(graph.graph.input), specs(graph.graph.output), BEGIN, END, words)
+    return StepDecoder(encoder, Recorder(graph), specs(graph.graph.input), specs(graph.graph.output), **AROUND)
 
 
 def language_model(chain: Chain) -> StepDecoder:
     graph = chain.language_model()
-    return StepDecoder(None, Recorder(graph), specs(graph.graph.input), specs(graph.graph.output), BEGIN, END, words)
+    return StepDecoder(None, Recorder(graph), specs(graph.graph.input), specs(graph.graph.output), **AROUND)
 
 
 def steps(decoder: StepDecoder) -> list[int]:
@@ -242,6 +245,32 @@ def test_a_listener_hears_every_token_and_may_have_enough() -> None:
 
 
 @pytest.mark.parametrize("beams", [1, 3])
+def test_the_likeliest_others_are_noted(beams: int) -> None:
+    chain = chance(vocabulary=12, seed=7)
+    (found,), (plain,) = language_model(chain).decode(
+        [Prompt([4], Options(max_tokens=5, beams=beams, alternatives=2)), Prompt([4, 5], Options(max_tokens=5))]
+    )
+    assert found.tokens
+    assert plain.alternatives == []
+    for step, others in enumerate(found.alternatives):
+        shares = chain.log_probabilities([4, *found.tokens[:step]])
+        best = np.argsort(-shares)[:2].tolist()
+        assert list(others) == best
+        assert list(others.values()) == pytest.approx(shares[best].tolist(), abs=1e-4)
+
+
+def test_no_more_sequences_run_together_than_may() -> None:
+    decoder = translator(chance(vocabulary=12, seed=3))
+    decoder.max_sequences = 5
+    asked = [Prompt([4], Options(max_tokens=2, beams=beams)) for beams in (1, 3, 2, 8, 1)]
+    found = decoder.decode(asked)
+    assert [len(one) for one in found] == [1] * 5
+    assert isinstance(decoder.encoder, Encoder)
+    assert isinstance(decoder.encoder.session, Recorder)
+    assert decoder.encoder.session.rows == [2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
 def test_attention_follows_the_path_of_an_answer(beams: int) -> None:
     decoder = translator(chance(vocabulary=12, seed=6))
     options = Options(max_tokens=6, beams=beams, n=beams, attention=True)
@@ -262,7 +291,7 @@ def test_graphs_that_do_not_fit_together_are_refused() -> None:
 
     def make(encoded: Any, taken: Any, answered: Any) -> StepDecoder:
         encoder = None if encoded is None else Encoder(Recorder(source), encoded, 0, 32)
-        return StepDecoder(encoder, Recorder(graph), taken, answered, BEGIN, END, words)
+        return StepDecoder(encoder, Recorder(graph), taken, answered, **AROUND)
 
     encoded = specs(source.graph.output)
     with pytest.raises(ValueError, match="puts out memory"):
