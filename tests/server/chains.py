@@ -7,15 +7,23 @@ over its source with `source`. The tokens so far are the state that grows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from export.bundle import TensorSpec
+from export.bundle import GraphSpec, Lineage, Manifest, Parity, TensorSpec
+from export.processing.inputs import TextInput
+from export.publish import publish, staging
 
 PAD, UNKNOWN, BEGIN, END = range(4)
+SPECIAL = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
+ENGLISH = ["the", "cat", "dog", "sleeps", "today"]
+GERMAN = ["der", "Kater", "Hund", "schläft", "heute"]
 
 
 class Chain:
@@ -166,3 +174,85 @@ def specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
         )
         for value in values
     ]
+
+
+def publish_translation(repository: Path, name: str = "german", max_length: int = 16) -> Manifest:
+    """Word for word, the words in the order of `GERMAN`, each once."""
+    words = len(SPECIAL) + len(ENGLISH)
+    follows, lasting, source = np.zeros((3, words, words))
+    follows[:, :BEGIN] = follows[:, BEGIN] = -30.0
+    for place in range(len(SPECIAL), words):
+        source[place, place] = 40.0 - 2 * place
+        lasting[place, place] = -60.0
+    follows[:, END] = 8.0
+    chain = Chain(follows, lasting, source)
+    graphs = {"model": chain.encoder(), "decoder": chain.decoder()}
+    return _publish(repository, name, "translation", graphs, max_length, ENGLISH, GERMAN)
+
+
+def publish_language_model(repository: Path, name: str = "tales", max_length: int = 64, ends: bool = True) -> Manifest:
+    """ "the cat sleeps today", or the dog, with a chance; without `ends`, again and again."""
+    follows = np.full((len(SPECIAL) + len(ENGLISH),) * 2, -30.0)
+    the, cat, dog, sleeps, today = range(len(SPECIAL), len(follows))
+    follows[BEGIN, the] = follows[cat, sleeps] = follows[dog, sleeps] = follows[sleeps, today] = 0.0
+    follows[the, [cat, dog]] = np.log([0.75, 0.25])
+    follows[today, END if ends else the] = 0.0
+    graphs = {"model": Chain(follows).language_model()}
+    return _publish(repository, name, "language_model", graphs, max_length, ENGLISH, None)
+
+
+def _publish(
+    repository: Path,
+    name: str,
+    task: str,
+    graphs: dict[str, onnx.ModelProto],
+    max_length: int,
+    words: list[str],
+    target_words: list[str] | None,
+) -> Manifest:
+    described = {
+        graph: GraphSpec(inputs=specs(made.graph.input), outputs=specs(made.graph.output))
+        for graph, made in graphs.items()
+    }
+    main = described.pop("model")
+    spec = TextInput(max_length=max_length, bos_token_id=BEGIN, eos_token_id=END)
+    written = None
+    with staging(repository) as folder:
+        for graph, made in graphs.items():
+            (folder / f"{graph}.onnx").write_bytes(made.SerializeToString())
+        (folder / spec.tokenizer).write_bytes(tokenizer(words))
+        if target_words is not None:
+            written = TextInput(
+                max_length=max_length, tokenizer="target_tokenizer.json", bos_token_id=BEGIN, eos_token_id=END
+            )
+            (folder / written.tokenizer).write_bytes(tokenizer(target_words))
+        draft = Manifest(
+            name=name,
+            version=0,
+            created_at=datetime.now(UTC),
+            task=task,
+            input=spec,
+            output_text=written,
+            inputs=main.inputs,
+            outputs=main.outputs,
+            graphs=described,
+            model={"architecture": "transformer", "hyperparameters": {}},
+            parity=Parity(samples=1, largest_difference=0.0, tolerance=1e-4, top1_disagreements=0, batch_sizes=[1]),
+            lineage=Lineage(base_model="transformer"),
+            files={},
+        )
+        return publish(folder, repository, draft)
+
+
+def tokenizer(words: list[str]) -> bytes:
+    """A word is a token; every text is put between the beginning and the end."""
+    made = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token=SPECIAL[UNKNOWN])
+    )
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens([AddedToken(word, special=True) for word in SPECIAL])
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL[BEGIN]} $A {SPECIAL[END]}",
+        special_tokens=[(SPECIAL[BEGIN], BEGIN), (SPECIAL[END], END)],
+    )
+    return str(made.to_str()).encode()
