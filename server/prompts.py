@@ -94,12 +94,13 @@ def refuse_what_is_not_offered(request: CompletionRequest, name: str, writer: Wr
 
 def prompt_rows(prompt: str | list[str | int | list[int]], writer: Writer) -> list[list[int]]:
     """Tokens of each prompt. Raises ApiError."""
-    found = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
-    texts = [text for text in found if isinstance(text, str)]
-    rows = [row for row in found if isinstance(row, list) and all(isinstance(token, int) for token in row)]
-    if not found or len(found) not in (len(texts), len(rows)):
+    items = [prompt] if isinstance(prompt, str) else prompt
+    texts = [item for item in items if isinstance(item, str)]
+    ids = [item for item in items if isinstance(item, int)]
+    rows = [item for item in items if isinstance(item, list)]
+    if not items or len(items) not in (len(texts), len(ids), len(rows)):
         raise wrong("prompt", "a text, a list of texts, token ids or a list of lists of token ids")
-    return text_rows(texts, writer) if texts else token_rows(rows, writer)
+    return text_rows(texts, writer) if texts else token_rows(rows or [ids], writer)
 
 
 def text_rows(texts: list[str], writer: Writer) -> list[list[int]]:

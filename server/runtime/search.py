@@ -198,12 +198,15 @@ class Search:
         return any(stop in tail for stop in o.stop)
 
     def _is_decided(self, row: int, scores: np.ndarray) -> bool:
-        """Whether none of a row's beams, of these log-probabilities, would be an answer if it ended now. Those that go
-        on can only lose probability; that the penalty of a greater length might make up for it is not waited for."""
-        o = self.options[row]
-        if len(self.finished[row]) < o.n or not len(scores):
-            return not len(scores)
-        worst = sorted(candidate.score for candidate in self.finished[row])[-o.n]
+        """Whether a row's beams that go on, of these log-probabilities, are given up. They can only lose probability,
+        so none that would not be an answer if it ended now can become one; but for the length penalty, for whose sake
+        as many sequences are waited for as there are beams."""
+        o, found = self.options[row], self.finished[row]
+        if not len(scores):
+            return True
+        if len(found) < (o.beams if o.length_penalty else o.n):
+            return False
+        worst = sorted(candidate.score for candidate in found)[-o.n]
         return normalized(float(scores.max()), len(self.history), o.length_penalty) <= worst
 
     def _finish(self, entry: int, row: int, score: float, reason: Literal["stop", "length"]) -> None:

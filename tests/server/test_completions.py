@@ -156,6 +156,31 @@ def test_a_client_that_leaves_a_stream_costs_no_more_steps(live: Live) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_run_that_fails_after_the_first_token(live: Live, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    writer = live.repository.models["tales"].writer
+    assert writer is not None
+    session = writer.decoder.session
+
+    class Breaking:
+        runs = 0
+
+        def run(self, *arguments: Any) -> Any:
+            self.runs += 1
+            assert self.runs < 3, "broken"
+            return session.run(*arguments)
+
+    monkeypatch.setattr(writer.decoder, "session", Breaking())
+    answer = post(live, "tales", "the", temperature=0, stream=stream)
+    if not stream:
+        assert "failed to run" in message_of(answer, 500)
+        return
+    *events, last, rest = answer.text.split("\n\n")
+    assert json.loads(events[0].removeprefix("data: "))["choices"][0]["text"] == "cat"
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "internal_error"
+    assert rest == ""
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_deadline_that_has_passed(live: Live, stream: bool) -> None:
     body = {"model": "tales", "prompt": "the", "stream": stream}
     answer = live.client.post("/v1/completions", json=body, headers={"x-request-timeout": "1e-9"})
