@@ -28,6 +28,20 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     unit: str
 
 
+class GraphSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What goes into a graph and what comes out, in the graph's order."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several heads: its task ("classification", "regression", ...) and what its outputs are called."""
+
+    task: str
+    labels: list[str]
+
+
 class FileDigest(msgspec.Struct, frozen=True):
     sha256: str
     bytes: int
@@ -64,8 +78,12 @@ class Batching(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a server must know. `task` is "classification" or "embedding"; `outputs` has `logits` for the former
-    and `embedding` for both. `labels[i]` names logit i. `model` is the complete ModelSpec as JSON data."""
+    """Everything a server must know.
+
+    task: the tag of the ModelSpec's task. inputs, outputs: of model.onnx; graphs: of every other `<name>.onnx`.
+    labels: labels[i] names logit i, or value i. heads: the same for each of several heads. model: the complete
+    ModelSpec as JSON data.
+    """
 
     format: int = FORMAT
     name: str
@@ -75,7 +93,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     input: InputSpec
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    graphs: dict[str, GraphSpec] = {}
     labels: list[str] = []
+    heads: dict[str, Head] = {}
     model: dict[str, Any]
     metrics: dict[str, float] = {}
     parity: Parity
@@ -122,8 +142,9 @@ def verify(folder: Path) -> Manifest:
                 f"{path}: sha256 {found.sha256[:12]}…, {found.bytes} bytes; the manifest says "
                 f"{expected.sha256[:12]}…, {expected.bytes} bytes"
             )
-    if "model.onnx" not in manifest.files:
-        raise DamagedBundle(f"{folder / MANIFEST}: lists no model.onnx")
+    for graph in ("model", *manifest.graphs):
+        if f"{graph}.onnx" not in manifest.files:
+            raise DamagedBundle(f"{folder / MANIFEST}: lists no {graph}.onnx")
     return manifest
 
 

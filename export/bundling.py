@@ -12,16 +12,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from export import model_card, parity, report
-from export.bundle import Lineage, Manifest
+from export import model_card, parity
+from export.bundle import Head, Lineage, Manifest
 from export.onnx import export_onnx
 from export.processing.inputs import InputSpec, TextInput
 from export.publish import publish, staging
-from export.report import Evaluation
+from export.reports.evaluation import Evaluation
 from models import registry
 from models.catalog import BACKBONES
-from models.network import Network
-from models.spec import Classification
+from models.network import Network, complete
+from models.spec import MultiTask, tag
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript")
 
@@ -33,6 +33,7 @@ def bundle(
     repository: Path,
     input: InputSpec,
     labels: Sequence[str],
+    heads: Mapping[str, list[str]] | None = None,
     tokenizer: bytes | None,
     validation: Iterable[Mapping[str, np.ndarray]],
     metrics: Mapping[str, float],
@@ -43,19 +44,23 @@ def bundle(
 ) -> Manifest:
     """Publish `network` as the next version of `name`; the manifest as published.
 
-    labels: one for each logit, none for an embedding. tokenizer: tokenizer.json, for texts. validation: batches of
+    labels: one for each logit or value, none for an embedding. heads: labels of each of several heads. tokenizer:
+    tokenizer.json, for texts. validation: batches of
     graph inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name. progress: told of
     each stage in a sentence. Raises ParityError, and then nothing is published.
     """
+    task = complete(network.spec)
+    several = task.heads if isinstance(task, MultiTask) else {}
     batches = iter(validation)
     first = next(batches, None)
     if first is None:
         raise parity.ParityError("there are no samples to compare PyTorch and ONNX Runtime on")
     with staging(repository) as folder:
         progress("exporting to ONNX")
-        inputs, outputs = export_onnx(network, folder / "model.onnx", first)
+        graphs = export_onnx(network, folder, first)
+        main = graphs.pop("model")
         progress("comparing PyTorch and ONNX Runtime")
-        found = parity.check(network, folder / "model.onnx", chain([first], batches))
+        found = parity.check(network, folder, chain([first], batches))
         progress(f"PyTorch and ONNX Runtime agree on {found.samples} samples to {found.largest_difference:.1e}")
         registry.save(network, folder)
         if isinstance(input, TextInput):
@@ -63,7 +68,7 @@ def bundle(
             (folder / input.tokenizer).write_bytes(tokenizer)
         if evaluation is not None:
             (folder / "evaluation.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)))
-            report.plot(evaluation, folder / "evaluation.png")
+            evaluation.plot(folder / "evaluation.png")
         for file, content in (extra_files or {}).items():
             if isinstance(content, Path):
                 shutil.copyfile(content, folder / file)
@@ -74,11 +79,13 @@ def bundle(
             name=name,
             version=0,
             created_at=datetime.now(UTC),
-            task="classification" if isinstance(network.spec.task, Classification) else "embedding",
+            task=tag(task),
             input=input,
-            inputs=inputs,
-            outputs=outputs,
+            inputs=main.inputs,
+            outputs=main.outputs,
+            graphs=graphs,
             labels=list(labels),
+            heads={name: Head(task=tag(one), labels=(heads or {})[name]) for name, one in several.items()},
             model=msgspec.to_builtins(network.spec),
             metrics=dict(metrics),
             parity=found,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from export.bundle import Manifest
 from export.processing.inputs import ImageInput, TextInput
-from export.report import Evaluation
+from export.reports.evaluation import Evaluation
 
 MOST_LABELS = 50
 
@@ -17,7 +17,8 @@ def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None)
         more = len(manifest.labels) - MOST_LABELS
         parts += ["## Labels", shown + (f" and {more} more (see manifest.json)" if more > 0 else "")]
     if evaluation is not None:
-        parts += ["## Evaluation", _evaluation(evaluation)]
+        parts += ["## Evaluation", f"On {evaluation.samples} held-out samples (evaluation.json, evaluation.png):"]
+        parts.append(evaluation.words())
     elif manifest.metrics:
         parts += ["## Evaluation", "\n".join(f"- {name}: {value:.4g}" for name, value in manifest.metrics.items())]
     parts += ["## Export", _parity(manifest), "## Lineage", _lineage(manifest, licence)]
@@ -57,17 +58,6 @@ def _use(manifest: Manifest) -> str:
 def _json_call(path: str, name: str, sample: str) -> str:
     body = f'{{"model": "{name}", "input": {sample}}}'
     return f"curl http://127.0.0.1:8000/v1/{path} -H 'content-type: application/json' -d '{body}'"
-
-
-def _evaluation(evaluation: Evaluation) -> str:
-    figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in evaluation.figures().items())
-    rows = sorted(evaluation.classes, key=lambda c: c.f1)[:MOST_LABELS]
-    classes = "\n".join(f"| {c.label} | {c.precision:.3f} | {c.recall:.3f} | {c.f1:.3f} | {c.support} |" for c in rows)
-    return (
-        f"On {evaluation.samples} held-out samples (evaluation.json, evaluation.png):\n\n"
-        f"| metric | value |\n|---|---|\n{figures}\n\n"
-        f"By label, weakest first:\n\n| label | precision | recall | F1 | samples |\n|---|---|---|---|---|\n{classes}"
-    )
 
 
 def _parity(manifest: Manifest) -> str:

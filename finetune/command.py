@@ -41,7 +41,8 @@ class TerminalReporter:
         self.progress.console.print(message, style=style, markup=False, highlight=False)
 
     def metrics(self, step: int, **values: float | None) -> None:
-        shown = ("train_loss", "validation_loss", "validation_accuracy", "samples_per_second")
+        measured = [name for name in values if name.startswith("validation_")]
+        shown = ("train_loss", *measured[:2], "samples_per_second")
         figures = "  ".join(f"{name} {value:.4g}" for name in shown if (value := values.get(name)) is not None)
         self.progress.update(self.bar, completed=step, total=values.get("total_steps"), figures=figures)
 

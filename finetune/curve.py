@@ -30,7 +30,7 @@ def plot(result: FitResult) -> bytes:
     losses.plot(steps, [point["train_loss"] for point in result.curve], color="0.6", linewidth=1, label="training")
     losses.plot(measured, [p["validation_loss"] for p in result.evaluations], "o-", markersize=3, label="validation")
     losses.set_ylabel("loss")
-    for name in ("accuracy", "macro_f1"):
+    for name in [name for name in result.best_metrics if name != "loss"]:
         values = [point[f"validation_{name}"] for point in result.evaluations]
         metrics.plot(measured, values, "o-", markersize=3, label=name.replace("_", " "))
     metrics.set_ylabel("validation")

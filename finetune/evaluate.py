@@ -8,23 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from export import report
+from export.reports.evaluation import Evaluation
 from finetune.batches import evaluation_order
-from finetune.objectives.cross_entropy import CrossEntropy
+from finetune.objectives.objective import Objective
 from finetune.preprocess import Items, tensors
 from models.network import Network
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """logits: float32 [items, classes], in the order of the items. loss: the objective's mean over the items."""
+    """kept: [items, ...] by name, in the order of the items: what the objective's report needs. loss: the objective's
+    mean over the items."""
 
-    logits: np.ndarray
+    kept: dict[str, np.ndarray]
     loss: float
 
 
 def evaluate(
-    network: Network, items: Items, objective: CrossEntropy, batch_size: int, between: Callable[[], None]
+    network: Network, items: Items, objective: Objective, batch_size: int, between: Callable[[], None]
 ) -> Measured:
     """Run `network` over `items` on the device it is on; it is left in evaluation mode.
 
@@ -32,24 +33,28 @@ def evaluate(
     """
     network.eval()
     device = next(network.parameters()).device
-    logits: list[np.ndarray] = []
+    kept: dict[str, list[np.ndarray]] = {}
     total, weight = 0.0, 0.0
     order = evaluation_order(len(items), batch_size, items.lengths)
     for positions in order:
         between()
         targets = torch.from_numpy(items.targets[positions]).to(device)
         with torch.no_grad():
-            outputs = network(*tensors(items.batch(positions), device))
+            outputs = objective.outputs(network, tensors(items.batch(positions), device), targets, None)
             total += float(objective.loss(outputs, targets))
             weight += objective.weight(targets)
-        logits.append(outputs["logits"].float().cpu().numpy())
-    found = np.empty((len(items), logits[0].shape[1]), np.float32)
-    found[np.concatenate(order)] = np.concatenate(logits)
-    return Measured(logits=found, loss=total / weight)
+            for name, value in objective.kept(outputs, targets).items():
+                kept.setdefault(name, []).append(value.cpu().numpy())
+    back = np.argsort(np.concatenate(order))
+    return Measured(kept={name: np.concatenate(parts)[back] for name, parts in kept.items()}, loss=total / weight)
 
 
-def figures(measured: Measured, items: Items) -> dict[str, float]:
-    """The metrics that stopping may watch: "loss", "accuracy" and "macro_f1"."""
-    labels = [str(i) for i in range(measured.logits.shape[1])]
-    evaluation = report.evaluation(measured.logits, items.targets, labels)
-    return {"loss": measured.loss, "accuracy": evaluation.accuracy, "macro_f1": evaluation.macro_f1}
+def report(measured: Measured, items: Items, objective: Objective) -> Evaluation:
+    """How good that is."""
+    return objective.report(measured.kept, items.targets)
+
+
+def figures(measured: Measured, items: Items, objective: Objective) -> dict[str, float]:
+    """The metrics that stopping may watch: "loss", and what the objective names."""
+    found = report(measured, items, objective).figures()
+    return {"loss": measured.loss, **{name: found[name] for name in objective.metrics}}

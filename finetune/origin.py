@@ -16,11 +16,12 @@ from export.bundle import Manifest
 from export.processing.images import open_image
 from export.processing.inputs import ImageInput, InputSpec, TextInput, VectorInput
 from finetune.data.datasets import Dataset
+from finetune.data.targets import Targets
 from finetune.recipe import Recipe
 from models import catalog, registry
 from models.backbones import weights
 from models.network import Network
-from models.spec import Classification, ModelSpec
+from models.spec import ModelSpec, Task
 
 # Images whose headers are read to choose how images are brought to size.
 LOOKED_AT = 200
@@ -70,23 +71,24 @@ def find(model: str | ModelSpec, repository: Path, backbones: Mapping[str, str])
     return Origin(name=f"{name}:{number}", spec=spec, folder=folder, manifest=manifest)
 
 
-def read(origin: Origin, recipe: Recipe, dataset: Dataset, backbones: Mapping[str, str]) -> Reading:
+def read(origin: Origin, recipe: Recipe, dataset: Dataset, task: Task, backbones: Mapping[str, str]) -> Reading:
     """How `dataset` enters the network: the recipe's image size or text length, else the model's own.
 
     Raises ValueError when the model cannot read such data.
     """
     parameters = catalog.hyperparameters(origin.spec)
     before = origin.manifest.input if origin.manifest else None
-    if isinstance(parameters, catalog.MlpParameters):
-        features = len(dataset.content(0))
-        if parameters.features not in (None, features):
-            raise ValueError(f"the data have {features} columns of numbers, {origin.name} takes {parameters.features}")
-        spec = _complete(origin.spec, len(dataset.labels), features=features)
+    if dataset.kind == "table":
+        features, known = len(dataset.content(0)), getattr(parameters, "features", None)
+        if known not in (None, features):
+            raise ValueError(f"the data have {features} columns of numbers, {origin.name} takes {known}")
+        spec = _complete(origin.spec, task, features=features)
         return Reading(spec=spec, input=VectorInput(features=features, names=dataset.features))
     if isinstance(parameters, catalog.TextEncoderParameters):
-        return _read_texts(origin, parameters, recipe, len(dataset.labels), backbones)
-    size = recipe.image_size or parameters.image_size
-    spec = _complete(origin.spec, len(dataset.labels), image_size=size)
+        return _read_texts(origin, parameters, recipe, task, backbones)
+    assert dataset.kind == "images"
+    size: int = recipe.image_size or getattr(parameters, "image_size")  # noqa: B009 - every image architecture has it
+    spec = _complete(origin.spec, task, image_size=size)
     if isinstance(before, ImageInput):
         return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))
     return Reading(spec=spec, input=image_input(dataset, size))
@@ -103,11 +105,11 @@ def image_input(dataset: Dataset, size: int) -> ImageInput:
     return ImageInput(height=size, width=size)
 
 
-def load(origin: Origin, spec: ModelSpec, labels: list[str], backbones: Mapping[str, str]) -> Network:
+def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[str, str]) -> Network:
     """The network of `spec` with the weights of its origin; what they lack, the head mostly, is random.
 
-    The head of a published model is kept when its labels are these, in this order. Raises ValueError when weights
-    do not fit.
+    The head of a published model is kept when it does the same task with the same labels, in this order. Raises
+    ValueError when weights do not fit.
     """
     network = registry.build(spec)
     if origin.folder is None or origin.manifest is None:
@@ -115,7 +117,8 @@ def load(origin: Origin, spec: ModelSpec, labels: list[str], backbones: Mapping[
             weights.load(network, spec.weights, backbones)
         return network
     state = load_file(origin.folder / registry.WEIGHTS)
-    if origin.manifest.labels != labels:
+    before = {name: head.labels for name, head in origin.manifest.heads.items()}
+    if (origin.spec.task, origin.manifest.labels, before) != (spec.task, targets.labels, targets.heads):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     absent = network.load_state_dict(state, strict=False)
     missing = [name for name in absent.missing_keys if not name.startswith("head.")]
@@ -128,7 +131,7 @@ def _read_texts(
     origin: Origin,
     parameters: catalog.TextEncoderParameters,
     recipe: Recipe,
-    classes: int,
+    task: Task,
     backbones: Mapping[str, str],
 ) -> Reading:
     longest = (parameters.config or {}).get("max_position_embeddings")
@@ -143,10 +146,8 @@ def _read_texts(
         input = TextInput(max_length=length, pad_token_id=padding)
     else:
         raise ValueError("model: a text_encoder needs `weights`, its tokenizer comes with them")
-    return Reading(spec=_complete(origin.spec, classes, max_length=length), input=input, tokenizer=tokenizer)
+    return Reading(spec=_complete(origin.spec, task, max_length=length), input=input, tokenizer=tokenizer)
 
 
-def _complete(spec: ModelSpec, classes: int, **hyperparameters: Any) -> ModelSpec:
-    return msgspec.structs.replace(
-        spec, hyperparameters={**spec.hyperparameters, **hyperparameters}, task=Classification(classes)
-    )
+def _complete(spec: ModelSpec, task: Task, **hyperparameters: Any) -> ModelSpec:
+    return msgspec.structs.replace(spec, hyperparameters={**spec.hyperparameters, **hyperparameters}, task=task)

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.spec import ModelSpec
+from models.catalog import Modality
+from models.spec import HeadName, ModelSpec
 
 Auto = Literal["auto"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -47,6 +48,7 @@ class Method(Part, frozen=True, kw_only=True):
 class Data(Part, frozen=True, kw_only=True):
     """Which columns hold what, and how the split is made when there is no validation file.
 
+    target_columns: for several numbers an item; empty: the label column holds the one.
     Split by item (duplicates stay on one side), stratified by class, seeded by the recipe's seed. `test` is held out
     from training and from stopping; the published metrics are measured on it (on validation when it is 0).
     """
@@ -54,6 +56,7 @@ class Data(Part, frozen=True, kw_only=True):
     text_column: str = "text"
     image_column: str = "image"
     label_column: str = "label"
+    target_columns: tuple[str, ...] = ()
     validation: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.1
     test: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
 
@@ -63,6 +66,83 @@ class CrossEntropy(Part, frozen=True, kw_only=True, tag="cross_entropy", tag_fie
 
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None
+
+
+class KlDivergence(Part, frozen=True, kw_only=True, tag="kl_divergence", tag_field="type"):
+    """Kullback-Leibler divergence of the answered from the true distribution: cross-entropy less the entropy of the
+    (smoothed) target, so that 0 is the best that can be had."""
+
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
+    class_weights: Literal["balanced"] | dict[str, PositiveFloat] | None = None
+
+
+class BinaryCrossEntropy(Part, frozen=True, kw_only=True, tag="binary_cross_entropy", tag_field="type"):
+    """Two classes by one sigmoid unit. `positive_weight`: what an item of the second label counts."""
+
+    positive_weight: PositiveFloat = 1.0
+
+
+class MultiLabel(Part, frozen=True, kw_only=True, tag="multi_label", tag_field="type"):
+    """Any number of labels an item, a sigmoid each: the label is a list (JSONL, Parquet), or labels with | between."""
+
+
+class SquaredError(Part, frozen=True, kw_only=True, tag="squared_error", tag_field="type"):
+    """Numbers, by the mean of squared errors: the answer is the mean. In deviations of each target."""
+
+
+class AbsoluteError(Part, frozen=True, kw_only=True, tag="absolute_error", tag_field="type"):
+    """Numbers, by the mean of absolute errors: the answer is the median. In deviations of each target."""
+
+
+class Gaussian(Part, frozen=True, kw_only=True, tag="gaussian", tag_field="type"):
+    """Numbers with a deviation each, by the likelihood of a normal distribution (Nix and Weigend 1994)."""
+
+
+HeadObjective = CrossEntropy | BinaryCrossEntropy | MultiLabel | SquaredError | AbsoluteError | Gaussian
+
+
+class Head(Part, frozen=True, kw_only=True):
+    """One of several heads. `columns`: of its labels or numbers; empty: the one of the head's name. `weight`: of its
+    loss in the sum."""
+
+    objective: HeadObjective = CrossEntropy()
+    columns: tuple[str, ...] = ()
+    weight: PositiveFloat = 1.0
+
+
+class MultiTask(Part, frozen=True, kw_only=True, tag="multi_task", tag_field="type"):
+    """Several heads on one trunk (Caruana 1997), each with columns of the table; an empty cell teaches its head
+    nothing."""
+
+    heads: Annotated[dict[HeadName, Head], msgspec.Meta(min_length=1, max_length=32)]
+
+
+Objective = HeadObjective | KlDivergence | MultiTask
+
+
+class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):
+    """weight · -H(answered distribution): answers that are too sure cost (Pereyra et al. 2017). For classes."""
+
+    weight: PositiveFloat = 0.1
+
+
+class FeaturePenalty(Part, frozen=True, kw_only=True, tag="features", tag_field="type"):
+    """weight · mean of |feature| (norm 1) or feature² (norm 2) of the layer before the head."""
+
+    weight: PositiveFloat = 0.01
+    norm: Literal[1, 2] = 1
+
+
+class Coral(Part, frozen=True, kw_only=True, tag="coral", tag_field="type"):
+    """Domain adaptation: weight · ‖C_source - C_target‖² / (4 width²), the covariances of the layer before the head on
+    training items and on those of `file`, unlabelled data of the domain that is to be answered (Sun and Saenko 2016).
+    """
+
+    file: Annotated[str, msgspec.Meta(min_length=1)]
+    weight: PositiveFloat = 1.0
+
+
+Term = ConfidencePenalty | FeaturePenalty | Coral
 
 
 class AdamW(Part, frozen=True, kw_only=True, tag="adamw", tag_field="type"):
@@ -181,7 +261,7 @@ class Augmentation(Part, frozen=True, kw_only=True):
     word_dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     smote: Annotated[int, msgspec.Meta(ge=0, le=100)] = 0
 
-    def misplaced(self, modality: Literal["image", "text", "vector"]) -> str | None:
+    def misplaced(self, modality: Modality) -> str | None:
         """The first field that is set and is for data of another kind; None when there is none."""
         others = {"word_dropout": "text", "smote": "vector"}
         for field in self.__struct_fields__:
@@ -193,6 +273,8 @@ class Augmentation(Part, frozen=True, kw_only=True):
 class Stopping(Part, frozen=True, kw_only=True):
     """Stop when `metric` on the validation split has not improved by `min_delta` for `patience` evaluations.
 
+    metric: "loss", or what the objective measures beside it: accuracy, macro_f1; mae, rmse, r2; ...
+
     retrain: whether the validation split is learned from, too, once the best step is known (Goodfellow, Bengio and
         Courville 2016, section 7.8). keep: no, the weights of the best step are published. scratch: from the start
         again on both splits, for as many steps as the best evaluation had. continue: on from the best weights on both
@@ -200,7 +282,7 @@ class Stopping(Part, frozen=True, kw_only=True):
         what it was on the training split; for as many epochs again at most.
     """
 
-    metric: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    metric: str = "loss"
     patience: Positive = 3
     min_delta: NonNegative = 0.0
     retrain: Literal["keep", "scratch", "continue"] = "keep"
@@ -213,6 +295,8 @@ class Recipe(Part, frozen=True, kw_only=True):
         whole ModelSpec.
     training_file, validation_file: ids of uploaded files (paths on the command line).
     name: under which the result is published; None: "<model>-<suffix>", or the model's name.
+    objective: what is learned; None: what the architecture learns first of all, classes mostly.
+    terms: added to the objective's loss in training.
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
     """
@@ -231,7 +315,8 @@ class Recipe(Part, frozen=True, kw_only=True):
     data: Data = Data()
     image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] | None = None
     max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] | None = None
-    objective: CrossEntropy = CrossEntropy()
+    objective: Objective | None = None
+    terms: tuple[Term, ...] = ()
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
     regularization: Regularization = Regularization()

@@ -15,25 +15,28 @@ import msgspec
 import numpy as np
 import torch
 
-from export import bundle, report
+from export import bundle
 from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as publish
 from export.parity import ParityError
-from export.report import Evaluation
+from export.reports.evaluation import Evaluation
 from finetune import automatic, curve, origin, preprocess, trainer
 from finetune.admission import KIND_OF
 from finetune.batches import evaluation_order
 from finetune.data.datasets import Dataset, open_dataset
+from finetune.data.items import Kind
 from finetune.data.splits import leakage, split
-from finetune.evaluate import evaluate
-from finetune.objectives import cross_entropy
-from finetune.preprocess import Items
+from finetune.data.targets import Targets
+from finetune.data.wanted import Wanted, wanted_of
+from finetune.evaluate import evaluate, report
+from finetune.objectives import choice
+from finetune.preprocess import Items, tensors
 from finetune.recipe import Hyperparameters, Recipe
 from finetune.retraining import retrain
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
+from finetune.task import describe, name_of, objective_of, task_of
 from models import catalog
-from models.mlp import Perceptron
 from models.network import Network
 
 __all__ = ["Cancelled", "JobFailed", "Reporter", "RunRequest", "run"]
@@ -75,17 +78,21 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     reporter.state("validating")
     recipe, seed = request.recipe, seed_of(request)
     start = origin.find(recipe.model, request.repository, request.backbones)
-    dataset = open_training_data(request, start)
-    modality = catalog.ARCHITECTURES[start.spec.architecture].modality
-    if dataset.kind != KIND_OF[modality]:
-        raise ValueError(
-            f"{request.training.filename} holds {dataset.kind}; {start.name} learns from {KIND_OF[modality]}"
-        )
+    section = objective_of(recipe.objective, start.spec.architecture)
+    wanted = wanted_of(section, recipe.data)
+    dataset = open_training_data(request, start, wanted)
+    modality = modality_of(dataset.kind)
+    modalities = catalog.ARCHITECTURES[start.spec.architecture].modalities
+    if modality not in modalities:
+        learns = " or ".join(KIND_OF[one] for one in modalities)
+        raise ValueError(f"{request.training.filename} holds {dataset.kind}; {start.name} learns from {learns}")
     if field := recipe.augmentation.misplaced(modality):
         meant = {"word_dropout": "texts", "smote": "tables"}.get(field, "images")
         raise ValueError(f"augmentation.{field} is for {meant}; {start.name} learns from {KIND_OF[modality]}")
-    labels = dataset.labels
-    reading = origin.read(start, recipe, dataset, request.backbones)
+    if recipe.augmentation.smote and wanted.kind != "class":
+        raise ValueError("augmentation.smote fills up rare classes; this objective has none")
+    task = task_of(section, dataset.answers)
+    reading = origin.read(start, recipe, dataset, task, request.backbones)
     for problem in dataset.problems[:MOST_PROBLEMS]:
         reporter.event(f"left out {problem.place}: {problem.message}", level="warn", type="problem")
     prepare = partial(
@@ -100,7 +107,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
 
     train, validation, test = learned(splits.train), items.select(splits.validation), items.select(splits.test)
     if request.validation is not None:
-        other = open_dataset(request.validation.path, request.validation.filename, recipe.data, labels)
+        other = open_dataset(request.validation.path, request.validation.filename, recipe.data, wanted, dataset.answers)
         report_leakage(dataset, other, reporter)
         validation = prepare(other, folder=request.folder / CACHE / "validation")
     if not len(validation):
@@ -109,20 +116,29 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             "give more data, or a validation file"
         )
     chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
-    objective = cross_entropy.build(recipe.objective, labels, train.targets)
+    objective = choice.build(section, dataset.answers, train.targets)
+    if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
+        raise ValueError(
+            f"stopping.metric: {name_of(section)} does not measure {recipe.stopping.metric}; it measures "
+            f"{', '.join(('loss', *objective.metrics))}"
+        )
 
     reporter.state("running")
     reporter.event(
-        f"{start.name} learns {len(labels)} classes from {len(train):,} items ({len(validation):,} for validation, "
+        f"{start.name} learns {describe(task, dataset.answers)} from {len(train):,} items "
+        f"({len(validation):,} for validation, "
         f"{len(test):,} for testing): {chosen.epochs} epochs, batch {chosen.batch_size}, learning rate "
         f"{chosen.learning_rate:.2g}, seed {seed}"
     )
 
     def begin(training: Items) -> Network:
         torch.manual_seed(seed)
-        network = origin.load(start, reading.spec, labels, request.backbones)
-        if isinstance(network.trunk, Perceptron) and start.folder is None:
-            network.trunk.standardize.fit(torch.from_numpy(training.batch(np.arange(len(training)))["vector"]))
+        network = origin.load(start, reading.spec, dataset.answers, request.backbones)
+        if start.folder is None:
+            everything = partial(training.batch, np.arange(len(training)))
+            network.measure(
+                lambda: tensors(everything(), torch.device("cpu")), torch.from_numpy(training.targets).float()
+            )
         return network
 
     network = begin(train)
@@ -135,13 +151,10 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         reporter.event(f"stopped early after {result.steps:,} of {result.planned:,} steps")
 
     def measure(items: Items, words: str) -> Evaluation:
-        logits = evaluate(network, items, objective, 2 * chosen.batch_size, check).logits
-        found = report.evaluation(logits, items.targets, labels)
-        reporter.event(
-            f"accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f} on {found.samples:,} {words}",
-            type="evaluation",
-            data=found.figures(),
-        )
+        found = report(evaluate(network, items, objective, 2 * chosen.batch_size, check), items, objective)
+        figures = found.figures()
+        shown = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in objective.metrics or figures)
+        reporter.event(f"{shown} on {found.samples:,} {words}", type="evaluation", data=figures)
         return found
 
     held_out, which = (test, "test") if len(test) else (validation, "validation")
@@ -176,7 +189,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         name=request.name,
         repository=request.repository,
         input=reading.input,
-        labels=labels,
+        labels=dataset.labels,
+        heads=dataset.answers.heads,
         tokenizer=reading.tokenizer,
         validation=(validation.batch(rows) for rows in evaluation_order(len(validation), PARITY_BATCH)),
         metrics={**found.figures(), **{f"validation_{name}": value for name, value in result.best_metrics.items()}},
@@ -239,14 +253,20 @@ def fingerprint(settled: Recipe, request: RunRequest, start: str) -> str:
     return hashlib.sha256(msgspec.json.encode([settled, files, start])).hexdigest()
 
 
-def open_training_data(request: RunRequest, start: origin.Origin) -> Dataset:
-    """The training data; with the same labels as the published model it starts from, in that model's order."""
-    dataset = open_dataset(request.training.path, request.training.filename, request.recipe.data)
+def open_training_data(request: RunRequest, start: origin.Origin, wanted: Wanted) -> Dataset:
+    """The training data; with the same classes as the published model it starts from, in that model's order."""
+    dataset = open_dataset(request.training.path, request.training.filename, request.recipe.data, wanted)
     before = start.manifest.labels if start.manifest else []
-    if sorted(before) != sorted(dataset.labels):
+    if wanted.kind != "class" or sorted(before) != sorted(dataset.labels):
         return dataset
     number = np.array([before.index(label) for label in dataset.labels], np.int64)
-    return replace(dataset, labels=before, targets=number[dataset.targets])
+    classes = number[dataset.targets]
+    return replace(dataset, answers=Targets(before, classes, classes))
+
+
+def modality_of(kind: Kind) -> catalog.Modality:
+    """Of the architectures that read a kind of data."""
+    return next(modality for modality, one in KIND_OF.items() if one == kind)
 
 
 def report_leakage(training: Dataset, validation: Dataset, reporter: Reporter) -> None:

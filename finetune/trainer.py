@@ -28,7 +28,7 @@ from finetune.batches import steps_in_epoch, training_order
 from finetune.checkpoint import Checkpoint, GradientNorms, Progress
 from finetune.evaluate import evaluate, figures
 from finetune.meter import Meter
-from finetune.objectives.cross_entropy import CrossEntropy
+from finetune.objectives.objective import Objective
 from finetune.preprocess import Items, tensors
 from finetune.recipe import Recipe, Schedule, Stopping
 from finetune.run_request import Cancelled, Reporter
@@ -37,7 +37,7 @@ from models.network import Network
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """steps: done, of `planned`. best_metrics: "loss", "accuracy", "macro_f1" on validation, after `best_step` steps.
+    """steps: done, of `planned`. best_metrics: "loss" and the objective's own on validation, after `best_step` steps.
 
     curve, evaluations, gradient_norms: as in `checkpoint.Progress`.
     """
@@ -64,7 +64,7 @@ def fit(
     network: Network,
     train: Items,
     validation: Items,
-    objective: CrossEntropy,
+    objective: Objective,
     recipe: Recipe,
     chosen: automatic.Chosen,
     *,
@@ -124,7 +124,7 @@ def fit(
         optim.set_learning_rate(optimizer, rate)
         seed_generators(accelerator.device, seed, step, accelerator.process_index)
         with optim.noisy(network, recipe.regularization.weight_noise):
-            loss, weight = gradients(accelerator, model, objective, train, order[position], recipe, augment)
+            loss, weight = gradients(accelerator, model, objective, train, order[position], recipe, augment, step)
         if meter.at_point(step + 1):
             progress.gradient_norms.append(GradientNorms(step + 1, gradient_norms(accelerator, network)))
         norm = None
@@ -140,13 +140,14 @@ def fit(
         if position + 1 in evaluations:
             with meter.paused():
                 share_buffers(accelerator, network)
-                found = figures(evaluate(network, validation, objective, 2 * chosen.batch_size, check), validation)
+                measured = evaluate(network, validation, objective, 2 * chosen.batch_size, check)
+                found = figures(measured, validation, objective)
                 optim.set_mode(network, held)
             meter.evaluated(found)
             watch_plateau(progress, found["loss"], recipe.schedule)
             if until is not None:
                 progress.stopped = until.below is not None and found["loss"] < until.below
-            elif judge(progress, found, recipe.stopping):
+            elif judge(progress, found, recipe.stopping, objective):
                 best = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
         ended = progress.stopped or progress.step == last
         if accelerator.is_main_process and (ended or time.monotonic() - saved >= recipe.checkpoint_seconds):
@@ -187,11 +188,12 @@ def accelerate(precision: str) -> Accelerator:
 def gradients(
     accelerator: Accelerator,
     model: nn.Module,
-    objective: CrossEntropy,
+    objective: Objective,
     items: Items,
     positions: np.ndarray,
     recipe: Recipe,
     augment: augmentation.Augment | None,
+    step: int,
 ) -> tuple[Tensor, float]:
     """Add the gradients of the mean loss over `positions`, this process's share of them piece by piece.
 
@@ -211,7 +213,7 @@ def gradients(
         elif recipe.augmentation.word_dropout:
             inputs[1] = augmentation.drop_words(inputs[1], recipe.augmentation.word_dropout)
         with nullcontext() if piece is pieces[-1] else accelerator.no_sync(model):
-            outputs = model(*inputs)
+            outputs = objective.outputs(model, inputs, targets, step)
             loss = objective.loss(outputs, targets)
             if mix is not None:
                 loss = mix.share * loss + (1.0 - mix.share) * objective.loss(outputs, targets[mix.partners])
@@ -247,17 +249,17 @@ def watch_plateau(progress: Progress, loss: float, schedule: Schedule) -> None:
         progress.plateaus += 1
 
 
-def judge(progress: Progress, found: dict[str, float], stopping: Stopping | None) -> bool:
+def judge(progress: Progress, found: dict[str, float], stopping: Stopping | None, objective: Objective) -> bool:
     """Whether `found` is the best evaluation so far; sets `progress.stopped` when patience is at its end."""
     metric = stopping.metric if stopping else "loss"
-    score = -found[metric] if metric == "loss" else found[metric]
+    score = -found[metric] if metric == "loss" or metric in objective.falling else found[metric]
     if stopping is not None:
         if progress.reference is None or score > progress.reference + stopping.min_delta:
             progress.reference, progress.stale = score, 0
         else:
             progress.stale += 1
         progress.stopped = progress.stale >= stopping.patience
-    if progress.best is not None and score <= progress.best:
+    if progress.best is not None and score <= progress.best and not objective.keeps_last:
         return False
     progress.best, progress.best_step, progress.best_metrics = score, progress.step, found
     return True

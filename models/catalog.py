@@ -14,7 +14,7 @@ import msgspec
 
 from models.spec import ModelSpec, Positive
 
-Modality = Literal["image", "text", "vector"]
+Modality = Literal["image", "text", "vector", "series"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "maxout", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus", "rbf"
 ]
@@ -128,14 +128,26 @@ Hyperparameters = (
 )
 
 
+# What a trunk with a head can learn.
+SUPERVISED = (
+    *("cross_entropy", "kl_divergence", "binary_cross_entropy", "multi_label"),
+    *("squared_error", "absolute_error", "gaussian", "multi_task"),
+)
+
+
 class Card(msgspec.Struct, frozen=True, kw_only=True):
-    """One architecture: `builder` is "module:function", called as builder(spec) -> models.network.Network."""
+    """One architecture: `builder` is "module:function", called as builder(spec) -> models.network.Network.
+
+    modalities: the kinds of data that it can read.
+    objectives: types of a recipe's objective that it can learn by; the first one when the recipe names none.
+    """
 
     name: str
-    modality: Modality
+    modalities: tuple[Modality, ...]
     hyperparameters: type[Hyperparameters]
     builder: str
     description: str
+    objectives: tuple[str, ...] = SUPERVISED
 
 
 class Backbone(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,91 +168,91 @@ ARCHITECTURES: dict[str, Card] = {
     for card in (
         Card(
             name="efficientnet_lite0",
-            modality="image",
+            modalities=("image",),
             hyperparameters=EfficientNetLiteParameters,
             builder="models.backbones.efficientnet_lite:build",
             description="EfficientNet-Lite0: inverted residuals with ReLU6 and no squeeze-excitation, 4.7 M parameters",
         ),
         Card(
             name="lenet5",
-            modality="image",
+            modalities=("image",),
             hyperparameters=LeNetParameters,
             builder="models.cnn.lenet:build",
             description="LeNet-5: two convolutions with pooling, tanh, two dense layers",
         ),
         Card(
             name="alexnet",
-            modality="image",
+            modalities=("image",),
             hyperparameters=AlexNetParameters,
             builder="models.cnn.alexnet:build",
             description="AlexNet: five convolutions, response normalization, two dense layers with dropout",
         ),
         Card(
             name="vgg",
-            modality="image",
+            modalities=("image",),
             hyperparameters=VggParameters,
             builder="models.cnn.vgg:build",
             description="VGG with 11, 13, 16 or 19 layers: 3 x 3 convolutions and max pooling",
         ),
         Card(
             name="googlenet",
-            modality="image",
+            modalities=("image",),
             hyperparameters=CnnParameters,
             builder="models.cnn.googlenet:build",
             description="GoogLeNet: nine Inception modules with 1 x 1 reductions",
         ),
         Card(
             name="inception_v3",
-            modality="image",
+            modalities=("image",),
             hyperparameters=CnnParameters,
             builder="models.cnn.inception_v3:build",
             description="Inception-v3: Inception modules with factorized kernels",
         ),
         Card(
             name="resnet",
-            modality="image",
+            modalities=("image",),
             hyperparameters=ResNetParameters,
             builder="models.cnn.resnet:build",
             description="ResNet with 18, 34 or 50 layers, with or without its skip connections",
         ),
         Card(
             name="inception_resnet",
-            modality="image",
+            modalities=("image",),
             hyperparameters=InceptionResNetParameters,
             builder="models.cnn.inception_resnet:build",
             description="Inception-ResNet-v2: Inception modules inside scaled residual blocks",
         ),
         Card(
             name="xception",
-            modality="image",
+            modalities=("image",),
             hyperparameters=XceptionParameters,
             builder="models.cnn.xception:build",
             description="Xception: residual blocks of depthwise separable convolutions",
         ),
         Card(
             name="mobilenet",
-            modality="image",
+            modalities=("image",),
             hyperparameters=CnnParameters,
             builder="models.cnn.mobilenet:build",
             description="MobileNet: thirteen depthwise separable layers",
         ),
         Card(
             name="image_encoder",
-            modality="image",
+            modalities=("image",),
             hyperparameters=ImageEncoderParameters,
             builder="models.backbones.image_encoder:build",
             description="ResNet, ConvNeXt, MobileNet or ViT from a Hugging Face folder or hub id",
         ),
         Card(
             name="text_encoder",
-            modality="text",
+            modalities=("text",),
             hyperparameters=TextEncoderParameters,
             builder="models.backbones.text_encoder:build",
             description="Any Hugging Face text encoder (BERT, MiniLM, RoBERTa, ...) with mean or first-token pooling",
         ),
         Card(
             name="mlp",
-            modality="vector",
+            modalities=("vector",),
             hyperparameters=MlpParameters,
             builder="models.mlp:build",
             description="Multi-layer perceptron over a vector of numbers, of any depth, width and activation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from models import catalog
 from models.hidden import hidden_layer
-from models.network import Network, Trunk
+from models.network import Headed, Network, Trunk
 from models.spec import ModelSpec
 
 
@@ -52,6 +53,9 @@ class Perceptron(Trunk):
         self.dropout = nn.Dropout(parameters.dropout)
         self.width = widths[-1]
 
+    def measure(self, inputs: Callable[[], list[Tensor]]) -> None:
+        self.standardize.fit(inputs()[0])
+
     def blocks(self) -> list[tuple[str, nn.Module]]:
         return [(f"hidden.{i}", layer) for i, layer in enumerate(self.layers)]
 
@@ -73,4 +77,4 @@ def build(spec: ModelSpec) -> Network:
     if parameters.features is None:
         raise ValueError("mlp: `features` is open; it is taken from the training data, or given as a hyper-parameter")
     trunk = Perceptron(parameters.features, parameters)
-    return Network(spec, trunk, parameters.dropout)
+    return Headed(spec, trunk, parameters.dropout)

@@ -1,11 +1,61 @@
-"""Network: a trunk that turns inputs into features, and a head that turns features into the task's answer."""
+"""Network: what a ModelSpec is built into. Most are a trunk that turns inputs into features and a head for the task."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from models.spec import Classification, Embedding, ModelSpec
+from models import heads
+from models.spec import Embedding, HeadTask, ModelSpec, MultiTask, Task, tag
+
+# Dynamic axes of inputs, behind the batch.
+AXES: Mapping[str, Mapping[int, str]] = {
+    "input_ids": {1: "sequence"},
+    "attention_mask": {1: "sequence"},
+    "series": {1: "sequence"},
+}
+HEADED = HeadTask | MultiTask | Embedding
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX graph of a network.
+
+    module: called with its inputs in the order of `inputs`, answers a dict of tensors that has all `outputs`.
+    axes: dynamic axes of the inputs, behind the batch: {"input_ids": {1: "sequence"}}.
+    examples: from a batch of the network's own inputs to inputs of this graph. It is traced with the first, and PyTorch
+        and ONNX Runtime are compared on all.
+    """
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    axes: Mapping[str, Mapping[int, str]]
+    examples: Callable[[dict[str, Tensor]], list[dict[str, Tensor]]]
+
+
+class Network(nn.Module):
+    """`spec` is complete: it rebuilds this network. `input_names`: of forward's tensors; `output_names`: those of its
+    answers that are exported."""
+
+    spec: ModelSpec
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """Named blocks from the input to the output; every parameter outside of a head is in exactly one."""
+        raise NotImplementedError
+
+    def measure(self, inputs: Callable[[], list[Tensor]], targets: Tensor) -> None:
+        """Before the first step: take the statistics of all training inputs and targets that are kept as buffers."""
+
+    def graphs(self) -> dict[str, Graph]:
+        """What is exported, as `<name>.onnx`; "model" is always there and has the network's own inputs."""
+        axes = {name: AXES[name] for name in self.input_names if name in AXES}
+        return {"model": Graph(self, self.input_names, self.output_names, axes, lambda batch: [batch])}
 
 
 class Trunk(nn.Module):
@@ -18,42 +68,51 @@ class Trunk(nn.Module):
         """Named blocks from the input to the head; every parameter is in exactly one."""
         raise NotImplementedError
 
+    def measure(self, inputs: Callable[[], list[Tensor]]) -> None:
+        """As a network's."""
 
-class Network(nn.Module):
-    """A trunk and, for classification, dropout and a linear head. `spec` is complete: it rebuilds this network."""
+
+class Headed(Network):
+    """A trunk, dropout, and the head of a task that has one (`models.heads`)."""
 
     def __init__(self, spec: ModelSpec, trunk: Trunk, dropout: float) -> None:
         super().__init__()
         self.spec = spec
+        task = complete(spec)
+        if not isinstance(task, HEADED):
+            raise ValueError(f"{spec.architecture} has no way to do the task {tag(task)}")
+        self.task = task
         self.trunk = trunk
         self.dropout = nn.Dropout(dropout)
-        self.head: nn.Linear | None = None
-        match spec.task:
-            case Classification(classes):
-                self.head = nn.Linear(trunk.width, classes)
-            case Embedding():
-                pass
-            case None:
-                raise ValueError(f"{spec.architecture}: the task is open; a network is built for a complete ModelSpec")
+        self.head = heads.head(self.task, trunk.width)
+        self.input_names = trunk.input_names
+        self.output_names = (*heads.output_names(self.task), "embedding")
 
     @property
     def width(self) -> int:
         return self.trunk.width
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return self.trunk.input_names
-
     def blocks(self) -> list[tuple[str, nn.Module]]:
         return self.trunk.blocks()
 
+    def measure(self, inputs: Callable[[], list[Tensor]], targets: Tensor) -> None:
+        self.trunk.measure(inputs)
+        heads.measure(self.head, self.task, targets)
+
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """`inputs` in the order of `input_names` → `embedding` float32 [batch, width] and, with a head, `logits`
-        float32 [batch, classes]."""
+        """`inputs` in the order of `input_names` → `embedding` float32 [batch, width] and the head's outputs, such as
+        `logits` float32 [batch, classes]."""
         embedding = self.trunk(*inputs)
         if self.head is None:
             return {"embedding": embedding}
-        return {"logits": self.head(self.dropout(embedding)), "embedding": embedding}
+        return {**heads.answer(self.head, self.dropout(embedding)), "embedding": embedding}
+
+
+def complete(spec: ModelSpec) -> Task:
+    """The task of a spec. Raises ValueError when it is still open."""
+    if spec.task is None:
+        raise ValueError(f"{spec.architecture}: the task is open; a network is built for a complete ModelSpec")
+    return spec.task
 
 
 class Normalize(nn.Module):

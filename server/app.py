@@ -17,7 +17,7 @@ from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
 from server.errors import exception_handlers
 from server.metrics import Metrics
-from server.routes import docs, files, health, inference, jobs, models
+from server.routes import classify, docs, embeddings, files, health, jobs, models
 from server.runtime.repository import Repository
 from server.settings import Settings
 
@@ -29,7 +29,8 @@ def create_app(settings: Settings) -> Litestar:
     state = State({"settings": settings, "metrics": Metrics(), "stopping": asyncio.Event()})
     return Litestar(
         route_handlers=[
-            *inference.handlers,
+            *classify.handlers,
+            *embeddings.handlers,
             *files.handlers,
             *jobs.handlers,
             *models.handlers,

@@ -15,9 +15,10 @@ import msgspec
 from finetune.data.validation import Report
 from finetune.recipe import Recipe
 from server.errors import ErrorBody
+from server.routes.classify import ClassifyAnswer
+from server.routes.embeddings import EmbeddingsAnswer
 from server.routes.files import Deleted, FileList, FileObject
 from server.routes.health import Health
-from server.routes.inference import ClassifyAnswer, EmbeddingsAnswer
 from server.routes.jobs import CheckpointList, EventList, JobList, JobObject
 from server.routes.models import ModelDetails, ModelList
 

@@ -13,6 +13,7 @@ from export.processing.images import open_image
 from export.processing.inputs import BadInput
 from finetune.data.items import Source
 from finetune.data.problems import BadFile, Problem
+from finetune.data.targets import MISSING
 
 AT_ONCE = 4096
 
@@ -32,13 +33,13 @@ class Checked:
 
 def check(source: Source) -> Checked:
     """Read every item, images to their last pixel. An item without a label, broken, or whose content also occurs with
-    another label, is a problem."""
+    another label, is a problem; two numbers measured of the same thing may well differ."""
 
     def judge(i: int) -> bytes | str:
         try:
             content = source.read(i)
             if source.labels[i] is None:
-                return "the label is missing, or neither text nor a number"
+                return MISSING[source.wanted.kind]
             if source.kind == "images":
                 _decode(content)
             return digest(content)
@@ -64,7 +65,7 @@ def check(source: Source) -> Checked:
         earlier = first.setdefault(result, i)
         if earlier == i:
             continue
-        if source.labels[i] != source.labels[earlier]:
+        if source.labels[i] != source.labels[earlier] and source.wanted.kind in ("class", "set"):
             contradicted.add(i)
             other = f"{source.places[earlier]}, labelled {source.labels[earlier]!r}"
             problems.append(

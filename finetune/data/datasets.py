@@ -9,23 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data import targets
 from finetune.data.checked import check
 from finetune.data.items import Kind, Source, open_file, source_of
 from finetune.data.problems import BadFile, Problem
-from finetune.recipe import Data
+from finetune.data.targets import Targets
+from finetune.data.wanted import Wanted, wanted_of
+from finetune.recipe import CrossEntropy, Data
 
 MOST_BROKEN = 0.1
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """labels: sorted; targets: int64 [items], their numbers. problems: of the items left out."""
+    """targets: of the usable items (`finetune.data.targets`). problems: of the items left out."""
 
     source: Source
     rows: Sequence[int]
     digests: Sequence[bytes]
-    labels: list[str]
-    targets: np.ndarray
+    answers: Targets
     problems: list[Problem]
 
     def __len__(self) -> int:
@@ -34,6 +36,16 @@ class Dataset:
     @property
     def kind(self) -> Kind:
         return self.source.kind
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the classes, or names of the numbers; empty for several heads and for nothing."""
+        return self.answers.labels
+
+    @property
+    def targets(self) -> np.ndarray:
+        """[items, ...], as `finetune.data.targets.Targets.values`."""
+        return self.answers.values
 
     @property
     def features(self) -> list[str]:
@@ -53,13 +65,16 @@ class Dataset:
         return self.digests[item]
 
 
-def open_dataset(path: Path, filename: str, data: Data, labels: Sequence[str] | None = None) -> Dataset:
+def open_dataset(
+    path: Path, filename: str, data: Data, wanted: Wanted | None = None, known: Targets | None = None
+) -> Dataset:
     """The usable items of a file.
 
-    labels: those of the training file, for a validation file. Raises BadFile when more than a tenth of the items is
-    broken, when there is one class only, and for a label that is not among `labels`.
+    wanted: which columns are learned, as classes in the label column when None. known: the targets of the training
+    file, for a validation file. Raises BadFile when more than a tenth of the items is broken, when there is one
+    class only, and for a label that the training file lacks.
     """
-    source = source_of(open_file(path, filename), filename, data)
+    source = source_of(open_file(path, filename), filename, data, wanted or wanted_of(CrossEntropy(), data))
     if not len(source):
         raise BadFile(f"{filename}: holds no items")
     checked = check(source)
@@ -69,20 +84,19 @@ def open_dataset(path: Path, filename: str, data: Data, labels: Sequence[str] | 
             f"{filename}: {len(source) - len(checked.good)} of {len(source)} items cannot be used, more than a tenth; "
             f"the first: {first.place}: {first.message}"
         )
-    written = [str(source.labels[i]) for i in checked.good]
-    if labels is None:
-        labels = sorted(set(written))
-        if len(labels) < 2:
-            raise BadFile(f"{filename}: only one class, {', '.join(labels) or 'none'}; a classifier needs at least two")
-    number = {label: i for i, label in enumerate(labels)}
-    for i, label in zip(checked.good, written, strict=True):
-        if label not in number:
-            raise BadFile(f"{filename}: {source.places[i]}: label {label!r} does not occur in the training file")
+    try:
+        answers = targets.read(
+            [source.answers[i] for i in checked.good],
+            source.wanted,
+            known,
+            lambda row: source.places[checked.good[row]],
+        )
+    except BadFile as error:
+        raise BadFile(f"{filename}: {error}") from error
     return Dataset(
         source=source,
         rows=checked.good,
         digests=[digest for i in checked.good if (digest := checked.digests[i]) is not None],
-        labels=list(labels),
-        targets=np.array([number[label] for label in written], np.int64),
+        answers=answers,
         problems=checked.problems,
     )

@@ -27,7 +27,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return BAD_FILE
     sys.stdout.buffer.write(msgspec.json.encode(report))
-    return 0
+    sys.stdout.flush()
+    os._exit(0)  # at once: a reading thread of pyarrow's that is still ending would abort the orderly way
 
 
 if __name__ == "__main__":

@@ -5,17 +5,20 @@ Images lie in an archive, in one folder a class or named by a table beside them;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from finetune.data.archives import Archive, open_archive
 from finetune.data.problems import BadFile, Problem
 from finetune.data.tables import Table, form_of, number_of, read_table, text_of
+from finetune.data.targets import written
+from finetune.data.wanted import Wanted
 from finetune.recipe import Data
 
-Kind = Literal["images", "text", "table"]
+Kind = Literal["images", "text", "table", "series"]
 MOST_CHARACTERS = 1_000_000
 
 
@@ -24,21 +27,28 @@ class Source:
     """The items of a file, before any is judged.
 
     form: "zip", "tar", "csv", "jsonl" or "parquet". columns: of its table, none for class folders.
-    places, labels: one an item; a label is None where it is missing. read(i): bytes of an image, str, or list of
-    float; raises BadFile. features: names of the numeric columns of a "table". strays: items in no class.
+    places: one an item. answers: the cells of the label columns of each, in the order of `wanted`.
+    read(i): bytes of an image, str, or list of float; raises BadFile.
+    features: names of the numeric columns of a "table". strays: items in no class.
     """
 
     kind: Kind
     form: str
     columns: dict[str, Any]
     places: list[str]
-    labels: list[str | None]
+    wanted: Wanted
+    answers: Sequence[Sequence[Any]]
     read: Callable[[int], Any]
     features: list[str]
     strays: list[Problem]
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @cached_property
+    def labels(self) -> list[str | None]:
+        """Of each item in words; None where it is missing."""
+        return [written(cells, self.wanted) for cells in self.answers]
 
 
 def open_file(path: Path, filename: str) -> Archive | Table:
@@ -48,13 +58,13 @@ def open_file(path: Path, filename: str) -> Archive | Table:
     return open_archive(path) or read_table(path, filename)
 
 
-def source_of(opened: Archive | Table, filename: str, data: Data) -> Source:
+def source_of(opened: Archive | Table, filename: str, data: Data, wanted: Wanted) -> Source:
     """The items of an opened file. Raises BadFile when it lacks a column that `data` names, or holds no such items."""
     if isinstance(opened, Archive):
-        return _images(opened, data)
+        return _images(opened, data, wanted)
     if data.text_column in opened.columns:
-        return _texts(opened, data)
-    return _vectors(opened, data, filename)
+        return _texts(opened, data, wanted)
+    return _vectors(opened, data, wanted, filename)
 
 
 def column(table: Table, name: str) -> Any:
@@ -64,7 +74,21 @@ def column(table: Table, name: str) -> Any:
     return table.columns[name]
 
 
-def _images(archive: Archive, data: Data) -> Source:
+def unlabelled(archive: Archive) -> bool:
+    """Whether no image of an archive lies in a class folder, and no table names their classes."""
+    prefix = _common_folder(archive.members) if archive.members else ""
+    inner = [name[len(prefix) :] for name in archive.members]
+    return bool(inner) and not any("/" in name or form_of(name) for name in inner)
+
+
+def answers(table: Table, wanted: Wanted) -> list[tuple[Any, ...]]:
+    """The cells of the label columns, item by item. Raises BadFile when there is no such column."""
+    if not wanted.columns:
+        return [()] * len(table)
+    return list(zip(*(column(table, one.name) for one in wanted.columns), strict=True))
+
+
+def _images(archive: Archive, data: Data, wanted: Wanted) -> Source:
     if not archive.members:
         raise BadFile("the archive holds no files")
     prefix = _common_folder(archive.members)
@@ -73,9 +97,15 @@ def _images(archive: Archive, data: Data) -> Source:
     if len(tables) > 1:
         raise BadFile(f"the archive has several tables at its top, {' and '.join(sorted(tables))}; leave one")
     if tables:
-        return _listed_images(archive, inner, tables[0], data)
-    strays = [Problem(inner[name], "lies in no class folder") for name in inner if "/" not in name]
-    members = [name for name in inner if "/" in name]
+        return _listed_images(archive, inner, tables[0], data, wanted)
+    if wanted.kind not in ("class", "nothing"):
+        raise BadFile(
+            f"class folders name one class an image; put a table at the archive's top, with a column "
+            f"{data.image_column!r} and the columns {', '.join(repr(column.name) for column in wanted.columns)}"
+        )
+    labelled = wanted.kind == "class"
+    strays = [Problem(inner[name], "lies in no class folder") for name in inner if labelled and "/" not in name]
+    members = [name for name in inner if not labelled or "/" in name]
     if not members:
         raise BadFile("the archive has no class folders and no table: put each class's images in a folder of its own")
     return Source(
@@ -83,14 +113,15 @@ def _images(archive: Archive, data: Data) -> Source:
         form=archive.form,
         columns={},
         places=[inner[name] for name in members],
-        labels=[PurePosixPath(name).parts[0] for name in members],
+        wanted=wanted,
+        answers=[(PurePosixPath(name).parts[0],) for name in members],
         read=lambda i: archive.read(inner[members[i]]),
         features=[],
         strays=strays,
     )
 
 
-def _listed_images(archive: Archive, inner: dict[str, str], name: str, data: Data) -> Source:
+def _listed_images(archive: Archive, inner: dict[str, str], name: str, data: Data, wanted: Wanted) -> Source:
     table = read_table(archive.read(inner[name]), name)
     paths = [text_of(value) for value in column(table, data.image_column)]
 
@@ -107,7 +138,8 @@ def _listed_images(archive: Archive, inner: dict[str, str], name: str, data: Dat
         form=archive.form,
         columns=table.columns,
         places=[f"{name} {table.place(i)}" for i in range(len(table))],
-        labels=[text_of(value) for value in column(table, data.label_column)],
+        wanted=wanted,
+        answers=answers(table, wanted),
         read=read,
         features=[],
         strays=[],
@@ -125,7 +157,7 @@ def _common_folder(members: list[str]) -> str:
     return prefix if wraps else ""
 
 
-def _texts(table: Table, data: Data) -> Source:
+def _texts(table: Table, data: Data, wanted: Wanted) -> Source:
     texts = column(table, data.text_column)
 
     def read(i: int) -> str:
@@ -143,16 +175,18 @@ def _texts(table: Table, data: Data) -> Source:
         form=table.form,
         columns=table.columns,
         places=[table.place(i) for i in range(len(table))],
-        labels=[text_of(value) for value in column(table, data.label_column)],
+        wanted=wanted,
+        answers=answers(table, wanted),
         read=read,
         features=[],
         strays=[],
     )
 
 
-def _vectors(table: Table, data: Data, filename: str) -> Source:
-    labels = column(table, data.label_column)
-    features = [name for name in table.columns if name != data.label_column]
+def _vectors(table: Table, data: Data, wanted: Wanted, filename: str) -> Source:
+    cells = answers(table, wanted)
+    labels = {data.label_column, *(column.name for column in wanted.columns)}
+    features = [name for name in table.columns if name not in labels]
     if not features:
         raise BadFile(f"{filename}: there is nothing to learn from beside the label")
     if any(not name.strip() for name in features):
@@ -178,7 +212,8 @@ def _vectors(table: Table, data: Data, filename: str) -> Source:
         form=table.form,
         columns=table.columns,
         places=[table.place(i) for i in range(len(table))],
-        labels=[text_of(value) for value in labels],
+        wanted=wanted,
+        answers=cells,
         read=read,
         features=features,
         strays=[],

@@ -32,7 +32,7 @@ def split(dataset: Dataset, data: Data, seed: int, validation: bool = True) -> S
         groups.setdefault(dataset.digest(item), []).append(item)
     by_class: dict[int, list[bytes]] = {}
     for content, items in groups.items():
-        by_class.setdefault(int(dataset.targets[items[0]]), []).append(content)
+        by_class.setdefault(int(dataset.answers.strata[items[0]]), []).append(content)
     key = seed.to_bytes(8, "little")
     sides: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for contents in by_class.values():

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import msgspec
 
+from finetune.data.archives import Archive
 from finetune.data.checked import check
-from finetune.data.items import Kind, open_file, source_of
+from finetune.data.items import Kind, open_file, source_of, unlabelled
 from finetune.data.problems import BadFile, Problem
 from finetune.data.tables import Table, number_of, text_of
-from finetune.recipe import Data
+from finetune.data.wanted import NOTHING, Wanted, wanted_of
+from finetune.recipe import CrossEntropy, Data
 
 MOST_LISTED = 100
 # A column with more distinct values than this is no label.
@@ -60,12 +62,15 @@ def inspect(path: Path, filename: str) -> Report:
             raise BadFile(f"{filename}: has column names and no rows")
         if data.label_column not in opened.columns or not _default_columns(opened, data):
             return _described(path, opened)
-    source = source_of(opened, filename, data)
+    wanted = wanted_of(CrossEntropy(), data)
+    if isinstance(opened, Archive) and unlabelled(opened):
+        wanted = NOTHING
+    source = source_of(opened, filename, data, wanted)
     checked = check(source)
     if not checked.good:
         first = checked.problems[0]
         raise BadFile(f"{filename}: no item can be used; the first: {first.place}: {first.message}")
-    classes = Counter(str(source.labels[i]) for i in checked.good)
+    classes = Counter(str(source.labels[i]) for i in checked.good if wanted is not NOTHING)
     return Report(
         kind=source.kind,
         format=source.form,
@@ -82,22 +87,27 @@ def inspect(path: Path, filename: str) -> Report:
     )
 
 
-def usable(report: Report, data: Data) -> list[str]:
-    """Why a job with these columns cannot learn from the file; empty when it can."""
+def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str]:
+    """Why a job cannot learn from the file; empty when it can. wanted: classes in the label column when None."""
+    wanted = wanted or wanted_of(CrossEntropy(), data)
     reasons: list[str] = []
-    wanted = [data.label_column] if report.columns else []
+    needed = [column.name for column in wanted.columns] if report.columns else []
     if report.kind == "images" and report.columns:
-        wanted.append(data.image_column)
+        needed.append(data.image_column)
     if report.kind == "text" and not (data.text_column == Data().text_column and report.features):
-        wanted.append(data.text_column)
-    for name in wanted:
+        needed.append(data.text_column)
+    for name in needed:
         if name not in report.columns:
             reasons.append(f"there is no column {name!r}; the columns are {', '.join(map(repr, report.columns))}")
-    if reasons:
+    if wanted.kind not in ("class", "nothing") and report.kind == "images" and not report.columns:
+        reasons.append("class folders name one class an image; put a table with the labels at the archive's top")
+    if reasons or wanted.kind != "class":
         return reasons
     counts = labels(report, data)
     if counts is None:
         return [f"column {data.label_column!r} has more than {MOST_LABELS:,} different values; it is no label"]
+    if not counts:
+        return ["the images lie in no class folders and no table names their classes; they have no labels to learn"]
     if len(counts) < 2:
         only = next(iter(counts), None)
         return [f"there is only one class, {only!r}; a classifier needs at least two"]

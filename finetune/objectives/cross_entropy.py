@@ -1,41 +1,66 @@
-"""Softmax cross-entropy with label smoothing and class weights."""
+"""Softmax cross-entropy and KL divergence, with label smoothing and class weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.reports import classification
+from export.reports.classification import ClassificationReport
 from finetune import recipe
+from finetune.objectives.objective import Objective
 
 
-class CrossEntropy:
+class CrossEntropy(Objective):
     """-Σ_k q_k log p_k with q = (1 - s) one-hot + s / classes (Szegedy et al. 2016), times the weight of the target.
 
-    An objective answers `loss`, a sum over the batch, and `weight`, what sums of losses are divided by. Batches of
-    any sizes, on any number of devices, then add up to exactly the mean over all of them.
+    divergence: less the entropy of q, which makes it KL(q ‖ p).
     """
 
-    def __init__(self, classes: int, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
-        """class_weights: float32 [classes], or None for 1 each."""
+    metrics = ("accuracy", "macro_f1")
+
+    def __init__(
+        self,
+        classes: int,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        *,
+        divergence: bool = False,
+        labels: Sequence[str] = (),
+    ) -> None:
+        """class_weights: float32 [classes], or None for 1 each. labels: of the report, else the numbers."""
         self.label_smoothing = label_smoothing
         self.class_weights = torch.ones(classes) if class_weights is None else class_weights
+        self.labels = list(labels) or [str(i) for i in range(classes)]
+        rest = label_smoothing / classes
+        smoothed = [1.0 - label_smoothing + rest, *[rest] * (classes - 1)]
+        self.entropy = -sum(q * math.log(q) for q in smoothed if q > 0.0) if divergence else 0.0
 
     def loss(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
         """Weighted sum, float32 scalar, of `outputs["logits"]` [batch, classes] against `targets` int64 [batch]."""
         losses = nn.functional.cross_entropy(
             outputs["logits"].float(), targets, reduction="none", label_smoothing=self.label_smoothing
         )
-        return (losses * self.class_weights.to(losses.device)[targets]).sum()
+        return ((losses - self.entropy) * self.class_weights.to(losses.device)[targets]).sum()
 
     def weight(self, targets: Tensor) -> float:
         """Sum of the weights of `targets` int64 [items]."""
         return float(self.class_weights.to(targets.device)[targets].sum())
 
+    def kept(self, outputs: Mapping[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+        return {"logits": outputs["logits"].float()}
 
-def class_weights(section: recipe.CrossEntropy, labels: Sequence[str], targets: np.ndarray) -> Tensor | None:
+    def report(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> ClassificationReport:
+        return classification.evaluation(kept["logits"], targets, self.labels)
+
+
+def class_weights(
+    section: recipe.CrossEntropy | recipe.KlDivergence, labels: Sequence[str], targets: np.ndarray
+) -> Tensor | None:
     """Float32 [classes] as the recipe asks, counted on the training targets int64 [items]; None when all are 1.
 
     "balanced" is items / (classes · n_c), 0 for a class without items; a label that a mapping leaves out weighs 1.
@@ -53,6 +78,14 @@ def class_weights(section: recipe.CrossEntropy, labels: Sequence[str], targets: 
     return torch.tensor([section.class_weights.get(label, 1.0) for label in labels], dtype=torch.float32)
 
 
-def build(section: recipe.CrossEntropy, labels: Sequence[str], targets: np.ndarray) -> CrossEntropy:
+def build(
+    section: recipe.CrossEntropy | recipe.KlDivergence, labels: Sequence[str], targets: np.ndarray
+) -> CrossEntropy:
     """The objective of a recipe for these labels and training targets. Raises ValueError as `class_weights` does."""
-    return CrossEntropy(len(labels), section.label_smoothing, class_weights(section, labels, targets))
+    return CrossEntropy(
+        len(labels),
+        section.label_smoothing,
+        class_weights(section, labels, targets),
+        divergence=isinstance(section, recipe.KlDivergence),
+        labels=labels,
+    )

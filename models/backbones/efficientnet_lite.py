@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import catalog
-from models.network import Network, Normalize, Trunk
+from models.network import Headed, Network, Normalize, Trunk
 from models.spec import ModelSpec
 
 MEAN, STD = 127 / 255, 128 / 255
@@ -103,7 +103,7 @@ class EfficientNetLite0(Trunk):
 def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.EfficientNetLiteParameters)
-    return Network(spec, EfficientNetLite0(parameters.drop_connect), parameters.dropout)
+    return Headed(spec, EfficientNetLite0(parameters.drop_connect), parameters.dropout)
 
 
 def from_package(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import catalog
 from models.backbones.blocks import blocks_of
 from models.backbones.encoder import build_encoder
-from models.network import Network, Normalize, Trunk
+from models.network import Headed, Network, Normalize, Trunk
 from models.spec import ModelSpec
 
 # Families whose features are known to be what their own classifiers see; one is added here with its test.
@@ -65,4 +65,4 @@ def build(spec: ModelSpec) -> Network:
         raise ValueError(
             f"image_encoder: a {parameters.config.get('model_type')} is not among its families: {', '.join(FAMILIES)}"
         )
-    return Network(spec, ImageEncoder(parameters.config, parameters), parameters.dropout)
+    return Headed(spec, ImageEncoder(parameters.config, parameters), parameters.dropout)

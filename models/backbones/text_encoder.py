@@ -11,7 +11,7 @@ from transformers.models.auto import modeling_auto
 from models import catalog
 from models.backbones.blocks import blocks_of
 from models.backbones.encoder import build_encoder
-from models.network import Network, Trunk
+from models.network import Headed, Network, Trunk
 from models.spec import ModelSpec
 
 # Families that transformers has for texts, as opposed to sounds, images, or pairs of them.
@@ -74,4 +74,4 @@ def build(spec: ModelSpec) -> Network:
     longest = longest_text(trunk.encoder)
     if longest is not None and parameters.max_length > longest:
         raise ValueError(f"max_length: {parameters.max_length} tokens, but the encoder reads at most {longest}")
-    return Network(spec, trunk, parameters.dropout)
+    return Headed(spec, trunk, parameters.dropout)

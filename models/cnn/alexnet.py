@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models import catalog
 from models.cnn.convolution import normalize, scaled
-from models.network import Network, Trunk
+from models.network import Headed, Network, Trunk
 from models.spec import ModelSpec
 
 # The paper's first layer leaves 55 of 224 pixels; smaller images get one that halves them.
@@ -71,4 +71,4 @@ def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.AlexNetParameters)
     trunk = AlexNet(parameters.image_size, parameters.width, parameters.dropout)
-    return Network(spec, trunk, 0.0)
+    return Headed(spec, trunk, 0.0)

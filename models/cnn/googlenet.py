@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models import catalog
 from models.cnn.convolution import ConvNorm, Pooled, scaled
-from models.network import Network
+from models.network import Headed, Network
 from models.spec import ModelSpec
 
 # 1 × 1; reduction and 3 × 3; reduction and 5 × 5; 1 × 1 behind the pooling (table 1 of the paper). None: max pooling.
@@ -81,4 +81,4 @@ class GoogLeNet(Pooled):
 def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.CnnParameters)
-    return Network(spec, GoogLeNet(parameters.image_size, parameters.width), parameters.dropout)
+    return Headed(spec, GoogLeNet(parameters.image_size, parameters.width), parameters.dropout)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models import catalog
 from models.cnn.convolution import ConvNorm, Pooled, scaled
 from models.cnn.inception_v3 import Branches, chain, pooled, stem_layers
-from models.network import Network
+from models.network import Headed, Network
 from models.spec import ModelSpec
 
 
@@ -87,4 +87,4 @@ def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.InceptionResNetParameters)
     trunk = InceptionResNet(parameters.image_size, parameters.width, parameters.repeats)
-    return Network(spec, trunk, parameters.dropout)
+    return Headed(spec, trunk, parameters.dropout)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models import catalog
 from models.cnn.convolution import ConvNorm, Pooled, scaled
-from models.network import Network
+from models.network import Headed, Network
 from models.spec import ModelSpec
 
 # The stem for ImageNet leaves an eighth of the side; smaller images keep a quarter.
@@ -126,4 +126,4 @@ def spread(channels: int) -> Branches:
 def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.CnnParameters)
-    return Network(spec, InceptionV3(parameters.image_size, parameters.width), parameters.dropout)
+    return Headed(spec, InceptionV3(parameters.image_size, parameters.width), parameters.dropout)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models import catalog
 from models.cnn.convolution import normalize
-from models.network import Network, Trunk
+from models.network import Headed, Network, Trunk
 from models.spec import ModelSpec
 
 
@@ -49,4 +49,4 @@ class LeNet5(Trunk):
 def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.LeNetParameters)
-    return Network(spec, LeNet5(parameters.image_size, parameters.pooling), parameters.dropout)
+    return Headed(spec, LeNet5(parameters.image_size, parameters.pooling), parameters.dropout)

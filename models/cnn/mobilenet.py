@@ -6,7 +6,7 @@ from torch import nn
 
 from models import catalog
 from models.cnn.convolution import ConvNorm, Pooled, scaled
-from models.network import Network
+from models.network import Headed, Network
 from models.spec import ModelSpec
 
 # Channels and stride of each depthwise separable layer (table 1 of the paper).
@@ -39,4 +39,4 @@ class MobileNet(Pooled):
 def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.CnnParameters)
-    return Network(spec, MobileNet(parameters.image_size, parameters.width), parameters.dropout)
+    return Headed(spec, MobileNet(parameters.image_size, parameters.width), parameters.dropout)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models import catalog
 from models.cnn.convolution import ConvNorm, Pooled, scaled
-from models.network import Network
+from models.network import Headed, Network
 from models.spec import ModelSpec
 
 # Blocks in each of the four stages, and whether they are bottlenecks (table 1 of the paper).
@@ -74,4 +74,4 @@ def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.ResNetParameters)
     trunk = ResNet(parameters.depth, parameters.image_size, parameters.width, parameters.skips)
-    return Network(spec, trunk, parameters.dropout)
+    return Headed(spec, trunk, parameters.dropout)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models import catalog
 from models.cnn.convolution import normalize, scaled
-from models.network import Network, Trunk
+from models.network import Headed, Network, Trunk
 from models.spec import ModelSpec
 
 # 3 × 3 convolutions before each of the five poolings (table 1 of the paper: A, B, D, E).
@@ -64,4 +64,4 @@ def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.VggParameters)
     trunk = Vgg(parameters.depth, parameters.image_size, parameters.width, parameters.dropout, parameters.norm)
-    return Network(spec, trunk, parameters.dropout)
+    return Headed(spec, trunk, parameters.dropout)

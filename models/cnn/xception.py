@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import catalog
 from models.cnn.convolution import ConvNorm, Pooled, Separable, scaled
-from models.network import Network
+from models.network import Headed, Network
 from models.spec import ModelSpec
 
 # The first convolution halves the side of images of ImageNet's size; smaller ones keep theirs.
@@ -61,4 +61,4 @@ class Xception(Pooled):
 def build(spec: ModelSpec) -> Network:
     parameters = catalog.hyperparameters(spec)
     assert isinstance(parameters, catalog.XceptionParameters)
-    return Network(spec, Xception(parameters.image_size, parameters.width, parameters.repeats), parameters.dropout)
+    return Headed(spec, Xception(parameters.image_size, parameters.width, parameters.repeats), parameters.dropout)

@@ -12,8 +12,8 @@ from litestar.datastructures import State as AppState
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
-from finetune.admission import Refused, UnknownModel, admit
-from finetune.data.validation import Report, labels, usable
+from finetune.admission import Refused, UnknownModel, Unusable, admit
+from finetune.data.validation import Report
 from finetune.jobs.states import FINISHED, IllegalTransition, State
 from finetune.jobs.store import CheckpointRecord, Event, Job, JobError, JobStore, NotThere, Published
 from finetune.recipe import Recipe
@@ -161,9 +161,9 @@ def not_found(error: NotThere) -> ApiError:
 def create_job(state: AppState, data: JSONBody[Recipe]) -> JobObject:
     """Queue a fine-tuning job. The body is a Recipe; what can be known to be wrong with it is said at once."""
     store: JobStore = state.store
-    report = usable_report(store, data, "training_file")
+    report = report_of(store, data, "training_file")
     if data.validation_file is not None:
-        other = usable_report(store, data, "validation_file")
+        other = report_of(store, data, "validation_file")
         if other.kind != report.kind:
             message = f"validation_file: holds {other.kind}, the training file {report.kind}"
             raise ApiError(400, message, param="validation_file")
@@ -171,14 +171,17 @@ def create_job(state: AppState, data: JSONBody[Recipe]) -> JobObject:
     try:
         name = admit(
             data,
-            kind=report.kind,
-            labels=list(labels(report, data.data) or ()),
+            report=report,
             backbones=settings.backbones,
             repository=settings.repository,
             allow_hub=settings.allow_hub,
         )
     except UnknownModel as error:
         raise ApiError(404, str(error), param=error.param, code="model_not_found") from error
+    except Unusable as error:
+        filename = store.get_file(data.training_file).filename
+        words = f"training_file: {filename}: {error}"
+        raise ApiError(400, words, param="training_file", code="invalid_file") from error
     except Refused as error:
         raise ApiError(400, str(error), param=error.param) from error
     try:
@@ -187,18 +190,13 @@ def create_job(state: AppState, data: JSONBody[Recipe]) -> JobObject:
         raise ApiError(404, str(error), param="training_file", code="file_not_found") from error
 
 
-def usable_report(store: JobStore, recipe: Recipe, param: str) -> Report:
-    """The report of a file that the recipe names. Raises ApiError 404 when it is not there, 400 when nothing can be
-    learned from it with the columns that the recipe names."""
+def report_of(store: JobStore, recipe: Recipe, param: str) -> Report:
+    """The report of a file that the recipe names. Raises ApiError 404 when it is not there."""
     try:
         record = store.get_file(getattr(recipe, param))
     except NotThere as error:
         raise ApiError(404, f"{param}: {error}", param=param, code="file_not_found") from error
-    report = msgspec.json.decode(record.report or "", type=Report)
-    reasons = usable(report, recipe.data) if param == "training_file" else []
-    if reasons:
-        raise ApiError(400, f"{param}: {record.filename}: {'; '.join(reasons)}", param=param, code="invalid_file")
-    return report
+    return msgspec.json.decode(record.report or "", type=Report)
 
 
 @get("/v1/fine_tuning/jobs", sync_to_thread=True)

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from server.metrics import Distribution
+from server.runtime.answers import Rows
 
 # A batch is filled with rows of other lengths while less than this share of it is padding.
 MOST_PADDING = 0.25
@@ -26,8 +25,8 @@ UNASKED_SECONDS = 0.002
 # How many waiting rows are looked at for rows of alike length, in batches.
 LOOK_AHEAD = 8
 
-# Rows as the pre-processor made them, and the outputs that somebody wants → one array [rows, ...] an output.
-Run = Callable[[list[Any], list[str]], dict[str, np.ndarray]]
+# Rows as the pre-processor made them, and the answers that somebody wants → one value a row for each.
+Run = Callable[[list[Any], list[str]], dict[str, Rows]]
 
 
 class QueueFull(Exception):
@@ -51,15 +50,15 @@ class RunFailed(Exception):
 
 
 class Ticket:
-    """One request in the queue. `future` gives one array a row, in the order of the rows."""
+    """One request in the queue. `future` gives one value a row, in the order of the rows."""
 
-    __slots__ = ("deadline", "future", "gone", "inference", "open", "output", "queued", "results", "started")
+    __slots__ = ("answer", "deadline", "future", "gone", "inference", "open", "queued", "results", "started")
 
     def __init__(
         self,
-        future: asyncio.Future[list[np.ndarray]],
+        future: asyncio.Future[list[Any]],
         rows: int,
-        output: str,
+        answer: str,
         deadline: float,
         gone: Callable[[], bool] | None,
     ) -> None:
@@ -67,7 +66,7 @@ class Ticket:
         self.gone = gone
         self.results: list[Any] = [None] * rows
         self.open = rows
-        self.output = output
+        self.answer = answer
         self.deadline = deadline
         self.queued = time.perf_counter()
         self.started = 0.0
@@ -111,7 +110,7 @@ class Batcher:
         self.executor = ThreadPoolExecutor(parallel, thread_name_prefix="session") if parallel else None
 
     def submit(
-        self, rows: Sequence[Any], output: str, deadline: float, gone: Callable[[], bool] | None = None
+        self, rows: Sequence[Any], answer: str, deadline: float, gone: Callable[[], bool] | None = None
     ) -> Ticket:
         """Queue the rows of a request. deadline: on time.perf_counter's clock. gone: whether nobody waits for the
         answer any more; asked before a request that has waited is run. Raises QueueFull.
@@ -122,7 +121,7 @@ class Batcher:
         if len(self.waiting) + len(rows) > self.queue_limit:
             runs = len(self.waiting) / self.max_batch_size / max(1, self.parallel)
             raise QueueFull(max(1, round(runs * self.run_seconds)))
-        ticket = Ticket(self.loop.create_future(), len(rows), output, deadline, gone)
+        ticket = Ticket(self.loop.create_future(), len(rows), answer, deadline, gone)
         for i, row in enumerate(rows):
             self.waiting.append((ticket, i, row))
         self._schedule()
@@ -160,37 +159,33 @@ class Batcher:
                 self.executor.submit(self._work_elsewhere, batch, self._begin(batch))
 
     def _begin(self, batch: list[Row]) -> list[str]:
-        """Note that the batch starts; the outputs that are wanted of it."""
+        """Note that the batch starts; the answers that are wanted of it."""
         now = time.perf_counter()
         for ticket, _, _ in batch:
             if ticket.started == 0.0:
                 ticket.started = now
                 self.queue_seconds.observe(now - ticket.queued)
         self.batches.observe(len(batch))
-        return sorted({ticket.output for ticket, _, _ in batch})
+        return sorted({ticket.answer for ticket, _, _ in batch})
 
-    def _work(
-        self, batch: list[Row], outputs: list[str]
-    ) -> tuple[dict[str, np.ndarray] | None, Exception | None, float]:
+    def _work(self, batch: list[Row], answers: list[str]) -> tuple[dict[str, Rows] | None, Exception | None, float]:
         start = time.perf_counter()
         try:
-            return self.run([row for _, _, row in batch], outputs), None, time.perf_counter() - start
+            return self.run([row for _, _, row in batch], answers), None, time.perf_counter() - start
         except Exception as error:  # whatever it is, this batch has failed and the next may not
             return None, error, time.perf_counter() - start
 
-    def _work_elsewhere(self, batch: list[Row], outputs: list[str]) -> None:
-        done = self._work(batch, outputs)
+    def _work_elsewhere(self, batch: list[Row], answers: list[str]) -> None:
+        done = self._work(batch, answers)
         self.loop.call_soon_threadsafe(self._finish_elsewhere, batch, *done)
 
     def _finish_elsewhere(
-        self, batch: list[Row], found: dict[str, np.ndarray] | None, error: Exception | None, seconds: float
+        self, batch: list[Row], found: dict[str, Rows] | None, error: Exception | None, seconds: float
     ) -> None:
         self.running -= 1
         self._finish(batch, found, error, seconds)
 
-    def _finish(
-        self, batch: list[Row], found: dict[str, np.ndarray] | None, error: Exception | None, seconds: float
-    ) -> None:
+    def _finish(self, batch: list[Row], found: dict[str, Rows] | None, error: Exception | None, seconds: float) -> None:
         self.inference_seconds.observe(seconds)
         self.run_seconds += 0.2 * (seconds - self.run_seconds)
         if self.waiting:
@@ -206,7 +201,7 @@ class Batcher:
                 failure.__cause__ = error
                 ticket.future.set_exception(failure)
                 continue
-            ticket.results[i] = found[ticket.output][place]
+            ticket.results[i] = found[ticket.answer][place]
             ticket.open -= 1
             ticket.inference += seconds
             if ticket.open == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import numpy as np
 
 from export import bundle
 from export.bundle import Manifest
-from export.processing.answers import softmax
 from export.processing.inputs import ImageInput, TextInput, VectorInput
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
+from server.runtime.answers import Answer, Rows, answers
 from server.runtime.batcher import Batcher
 from server.runtime.session import Session
 from server.settings import Settings
@@ -78,9 +79,9 @@ class Model:
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.request_seconds = metrics.latency.labels(*labels)
-        self.outputs = {output.name for output in loaded.manifest.outputs}
+        self.answers = answers(loaded.manifest)
         self.batcher = Batcher(
-            _runner(loaded),
+            _runner(loaded, self.answers),
             max_batch_size=loaded.manifest.batching.max_batch_size,
             max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
             queue_limit=settings.queue_limit,
@@ -97,21 +98,20 @@ class Model:
             await asyncio.sleep(0.01)
 
 
-def _runner(loaded: Loaded) -> Any:
-    """Rows to outputs: stacked or padded, run, logits turned into probabilities."""
+def _runner(loaded: Loaded, known: Mapping[str, Answer]) -> Any:
+    """Rows to answers: stacked or padded, run, and made what was asked for."""
     session, spec = loaded.session, loaded.manifest.input
     name = loaded.manifest.inputs[0].name
 
-    def run(rows: list[Any], outputs: list[str]) -> dict[str, np.ndarray]:
+    def run(rows: list[Any], wanted: list[str]) -> dict[str, Rows]:
         if isinstance(spec, TextInput):
             ids, mask = pad(rows, spec.pad_token_id, spec.max_length)
             inputs = {"input_ids": ids, "attention_mask": mask}
         else:
             inputs = {name: rows[0][None] if len(rows) == 1 else np.stack(rows)}
+        outputs = sorted({output for answer in wanted for output in known[answer].outputs})
         found = dict(zip(outputs, session.run(inputs, outputs), strict=True))
-        if "logits" in found:
-            found["logits"] = softmax(found["logits"])
-        return found
+        return {answer: known[answer].make(found) for answer in wanted}
 
     return run
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support
 
-from export import bundle, report
+from export import bundle
 from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as make_bundle
 from export.onnx import export_onnx
@@ -25,6 +25,7 @@ from export.processing.answers import softmax, top_k
 from export.processing.images import decode_image
 from export.processing.inputs import VectorInput
 from export.publish import sweep
+from export.reports import classification
 from export.untouched import export_backbone
 from models import registry
 from models.network import Network
@@ -48,7 +49,7 @@ def batches(count: int = 3) -> Iterator[dict[str, np.ndarray]]:
 
 def published(repository: Path, name: str = "insects") -> Manifest:
     random = np.random.default_rng(0)
-    evaluation = report.evaluation(random.normal(size=(30, 3)).astype(np.float32), np.arange(30) % 3, LABELS)
+    evaluation = classification.evaluation(random.normal(size=(30, 3)).astype(np.float32), np.arange(30) % 3, LABELS)
     return make_bundle(
         network(),
         name=name,
@@ -135,41 +136,41 @@ def test_versions_count_as_numbers(tmp_path: Path) -> None:
 
 
 def test_parity_refuses_a_graph_of_other_weights(tmp_path: Path) -> None:
-    export_onnx(network(), tmp_path / "model.onnx", next(batches()))
+    export_onnx(network(), tmp_path, next(batches()))
     torch.manual_seed(1)
     other = registry.build(network().spec)
     with pytest.raises(ParityError, match="differ by"):
-        check(other, tmp_path / "model.onnx", batches())
+        check(other, tmp_path, batches())
 
 
 def test_parity_allows_large_values_their_own_rounding(tmp_path: Path) -> None:
     large = network()
     assert large.head is not None
     large.head.weight.data.mul_(1e5)
-    export_onnx(large, tmp_path / "model.onnx", next(batches()))
-    found = check(large, tmp_path / "model.onnx", batches())
+    export_onnx(large, tmp_path, next(batches()))
+    found = check(large, tmp_path, batches())
     assert found.top1_disagreements == 0
     large.head.weight.data[0, 0] *= 1.01
     with pytest.raises(ParityError, match=r"logits at .* differ by"):
-        check(large, tmp_path / "model.onnx", batches())
+        check(large, tmp_path, batches())
 
 
 def test_parity_refuses_a_frozen_batch(tmp_path: Path) -> None:
     import onnx
 
-    export_onnx(network(), tmp_path / "model.onnx", next(batches()))
+    export_onnx(network(), tmp_path, next(batches()))
     model = onnx.load(tmp_path / "model.onnx")
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 5
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ParityError, match="batch"):
-        check(network(), tmp_path / "model.onnx", batches())
+        check(network(), tmp_path, batches())
 
 
 def test_parity_needs_samples(tmp_path: Path) -> None:
-    export_onnx(network(), tmp_path / "model.onnx", next(batches()))
+    export_onnx(network(), tmp_path, next(batches()))
     with pytest.raises(ParityError, match="no samples"):
-        check(network(), tmp_path / "model.onnx", [])
+        check(network(), tmp_path, [])
 
 
 def test_nothing_is_published_when_parity_fails(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_figures_are_scikit_learns() -> None:
     random = np.random.default_rng(0)
     targets = random.integers(0, 4, 200)
     logits = random.normal(size=(200, 4)).astype(np.float32) + 2 * np.eye(4, dtype=np.float32)[targets]
-    found = report.evaluation(logits, targets, list("abcd"))
+    found = classification.evaluation(logits, targets, list("abcd"))
     answers = logits.argmax(1)
     assert found.accuracy == pytest.approx(accuracy_score(targets, answers))
     assert found.macro_f1 == pytest.approx(f1_score(targets, answers, average="macro"))
@@ -211,7 +212,7 @@ def test_figures_are_scikit_learns() -> None:
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     # Always 0.9 sure and right half of the time.
     logits = np.tile(np.log(np.array([0.9, 0.1], np.float32)), (100, 1))
-    found = report.evaluation(logits, np.arange(100) % 2, ["a", "b"])
+    found = classification.evaluation(logits, np.arange(100) % 2, ["a", "b"])
     assert found.calibration_error == pytest.approx(0.4, abs=1e-5)
 
 

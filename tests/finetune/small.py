@@ -17,7 +17,7 @@ from finetune.objectives.cross_entropy import CrossEntropy
 from finetune.preprocess import Items
 from finetune.recipe import Recipe
 from models import registry
-from models.network import Network, Normalize, Trunk
+from models.network import Headed, Network, Normalize, Trunk
 from models.spec import Classification, ModelSpec
 
 
@@ -101,14 +101,12 @@ class MeanOfEmbeddings(Trunk):
 def convolutions(classes: int = 10, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     spec = ModelSpec(architecture="efficientnet_lite0", task=Classification(classes))
-    return Network(spec, SmallConvolutions(), dropout=0.1)
+    return Headed(spec, SmallConvolutions(), dropout=0.1)
 
 
 def text_network(classes: int = 2, seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return Network(
-        ModelSpec(architecture="text_encoder", task=Classification(classes)), MeanOfEmbeddings(), dropout=0.0
-    )
+    return Headed(ModelSpec(architecture="text_encoder", task=Classification(classes)), MeanOfEmbeddings(), dropout=0.0)
 
 
 def mlp(features: int = 64, hidden: tuple[int, ...] = (32, 16), classes: int = 10, seed: int = 0) -> Network:

@@ -272,7 +272,9 @@ def test_patience_counts_evaluations_that_do_not_improve_by_min_delta() -> None:
     verdicts = []
     for step, accuracy in enumerate([0.5, 0.55, 0.61, 0.65, 0.7], start=1):
         progress.step = step
-        verdicts.append((trainer.judge(progress, {"loss": 1.0, "accuracy": accuracy}, stopping), progress.stopped))
+        verdicts.append(
+            (trainer.judge(progress, {"loss": 1.0, "accuracy": accuracy}, stopping, CrossEntropy(2)), progress.stopped)
+        )
     # 0.55 and 0.65 are better than what was before, but not by 0.1; 0.61 is, and starts the count again.
     assert verdicts == [(True, False), (True, False), (True, False), (True, False), (True, True)]
     assert (progress.best_step, progress.best) == (5, 0.7)
@@ -280,9 +282,9 @@ def test_patience_counts_evaluations_that_do_not_improve_by_min_delta() -> None:
 
 def test_of_equal_evaluations_the_first_is_the_best() -> None:
     progress = Progress(run="run", step=1)
-    assert trainer.judge(progress, {"loss": 0.5}, None)
+    assert trainer.judge(progress, {"loss": 0.5}, None, CrossEntropy(2))
     progress.step = 2
-    assert not trainer.judge(progress, {"loss": 0.5}, None)
+    assert not trainer.judge(progress, {"loss": 0.5}, None, CrossEntropy(2))
     assert progress.best_step == 1
 
 
@@ -363,7 +365,9 @@ def test_texts_are_evaluated_in_the_order_of_the_items() -> None:
     items, network, objective = text_items(), text_network(), CrossEntropy(2)
     batched = evaluate(network, items, objective, 8, lambda: None)
     single = [evaluate(network, items.select(np.array([i])), objective, 1, lambda: None) for i in range(57)]
-    np.testing.assert_allclose(batched.logits, np.concatenate([one.logits for one in single]), atol=1e-6)
+    np.testing.assert_allclose(
+        batched.kept["logits"], np.concatenate([one.kept["logits"] for one in single]), atol=1e-6
+    )
     assert batched.loss == pytest.approx(np.mean([one.loss for one in single]), rel=1e-5)
 
 

@@ -107,7 +107,6 @@ def foreign_names(path: Path) -> Path:
         (lambda p: written(p, tarred(p, FOLDERS, "w:gz").read_bytes()[:-30]), "cut off"),
         (lambda p: written(p, gzip.compress(b"text,label\na,b\n")), "not a tar archive"),
         (lambda p: zipped(p, {"cat/1.png": b"no image", "dog/1.png": b"none"}), "no item can be used"),
-        (lambda p: zipped(p, {"1.png": png(1)}), "no class folders"),
         (lambda p: zipped(p, {}), "no files"),
     ],
 )

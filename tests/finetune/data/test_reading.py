@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from finetune.data.datasets import open_dataset
 from finetune.data.problems import BadFile
 from finetune.data.splits import leakage, split
 from finetune.data.validation import inspect, usable
+from finetune.data.wanted import NOTHING
 from finetune.recipe import Data
 from tests.finetune.data.made import FOLDERS, png, tarred, written, zipped
 
@@ -181,7 +183,22 @@ def test_even_a_class_of_two_is_on_both_sides(tmp_path: Path) -> None:
 def test_leakage_and_strange_labels_between_files_are_found(tmp_path: Path) -> None:
     training = open_dataset(sentences(tmp_path, list(range(30))), "x.csv", Data())
     other = sentences(tmp_path, [29, 30, 31], "y.csv")
-    validation = open_dataset(other, "y.csv", Data(), training.labels)
+    validation = open_dataset(other, "y.csv", Data(), known=training.answers)
     assert leakage(training, validation) == [("row 31", "row 2")]
     with pytest.raises(BadFile, match="label 'c' does not occur"):
-        open_dataset(other, "y.csv", Data(), ["a", "b"])
+        open_dataset(other, "y.csv", Data(), known=replace(training.answers, labels=["a", "b"]))
+
+
+def test_images_in_no_class_folder_are_items_without_labels(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "x.zip", {"1.png": png(1), "2.png": png(2), "3.png": b"none"})
+    report = inspect(archive, "x.zip")
+    assert (report.kind, report.items, report.classes, report.problem_count) == ("images", 2, {}, 1)
+    assert "no class folders" in usable(report, Data())[0]
+    assert usable(report, Data(), NOTHING) == []
+    with pytest.raises(BadFile, match="no class folders"):
+        open_dataset(archive, "x.zip", Data())
+    more = zipped(tmp_path / "y.zip", {f"{i}.png": png(i) for i in range(20)})
+    unlabelled = open_dataset(more, "y.zip", Data(), NOTHING)
+    assert (len(unlabelled), unlabelled.labels) == (20, [])
+    sides = split(unlabelled, Data(validation=0.2), seed=1)
+    assert (len(sides.train), len(sides.validation)) == (16, 4)

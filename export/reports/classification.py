@@ -13,6 +13,7 @@ from export.processing.answers import softmax
 
 BINS = 15
 MOST_SHOWN = 30
+MOST_LISTED = 50
 
 
 class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +35,7 @@ class CalibrationBin(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
 
 
-class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+class ClassificationReport(msgspec.Struct, frozen=True, kw_only=True):
     """loss: mean cross-entropy in nats. macro_f1: mean F1 of the labels that occur. calibration_error: expected
     |accuracy - confidence| over 15 equal bins (Naeini et al. 2015). confusion[i][j]: samples of label i answered j."""
 
@@ -56,8 +57,66 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
             "calibration_error": self.calibration_error,
         }
 
+    def plot(self, path: Path) -> None:
+        """Confusion matrix, F1 of each label and calibration as one PNG. Of many labels, the weakest 30 are shown."""
+        order = sorted(range(len(self.classes)), key=lambda i: self.classes[i].f1)
+        shown = sorted(order[:MOST_SHOWN])
+        labels = [self.classes[i].label[:24] for i in shown]
+        matrix = np.array(self.confusion)[np.ix_(shown, shown)]
+        side = 4.0 + 0.22 * len(shown)
+        figure = Figure(figsize=(side + 8.0, side), layout="constrained")
+        heat, bars, diagram = figure.subplots(1, 3, width_ratios=[side, 4.0, 4.0])
 
-def evaluation(logits: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> Evaluation:
+        heat.imshow(matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), cmap="Greens", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                strong = count > 0.6 * matrix[row].sum()
+                heat.text(
+                    column, row, str(count), ha="center", va="center", fontsize=7, color="white" if strong else "black"
+                )
+        heat.set_xticks(range(len(shown)), labels, rotation=90, fontsize=8)
+        heat.set_yticks(range(len(shown)), labels, fontsize=8)
+        left_out = "" if len(shown) == len(order) else f" (the {MOST_SHOWN} weakest of {len(order)} labels)"
+        heat.set(title=f"Confusion{left_out}", xlabel="answered", ylabel="true")
+
+        bars.barh(range(len(shown)), [self.classes[i].f1 for i in shown], color="seagreen")
+        bars.set_yticks(range(len(shown)), labels, fontsize=8)
+        bars.invert_yaxis()
+        bars.set(title=f"F1 (macro {self.macro_f1:.3f}, accuracy {self.accuracy:.3f})", xlim=(0, 1))
+
+        diagram.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfect")
+        diagram.bar(
+            [b.low for b in self.calibration],
+            [b.accuracy for b in self.calibration],
+            width=1 / BINS,
+            align="edge",
+            color="seagreen",
+            edgecolor="white",
+        )
+        diagram.plot(
+            [b.confidence for b in self.calibration],
+            [b.accuracy for b in self.calibration],
+            "o",
+            color="black",
+            markersize=3,
+        )
+        diagram.set(title=f"Calibration (error {self.calibration_error:.3f})", xlabel="confidence", ylabel="accuracy")
+        diagram.set(xlim=(0, 1), ylim=(0, 1))
+        figure.savefig(path, dpi=110)
+
+    def words(self) -> str:
+        figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in self.figures().items())
+        rows = sorted(self.classes, key=lambda c: c.f1)[:MOST_LISTED]
+        classes = "\n".join(
+            f"| {c.label} | {c.precision:.3f} | {c.recall:.3f} | {c.f1:.3f} | {c.support} |" for c in rows
+        )
+        return (
+            f"| metric | value |\n|---|---|\n{figures}\n\nBy label, weakest first:\n\n"
+            f"| label | precision | recall | F1 | samples |\n|---|---|---|---|---|\n{classes}"
+        )
+
+
+def evaluation(logits: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -> ClassificationReport:
     """logits: float32 [samples, classes]; targets: int [samples]; labels[i] names logit i."""
     samples, classes = logits.shape
     probabilities = softmax(logits.astype(np.float64))
@@ -83,7 +142,7 @@ def evaluation(logits: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -
                 )
             )
     chosen = probabilities[np.arange(samples), targets]
-    return Evaluation(
+    return ClassificationReport(
         samples=samples,
         loss=float(-np.log(np.maximum(chosen, 1e-300)).mean()),
         accuracy=float(right.mean()),
@@ -96,51 +155,3 @@ def evaluation(logits: np.ndarray, targets: np.ndarray, labels: Sequence[str]) -
         confusion=confusion.tolist(),
         calibration=bins,
     )
-
-
-def plot(found: Evaluation, path: Path) -> None:
-    """Confusion matrix, F1 of each label and calibration as one PNG. Of many labels, the weakest 30 are shown."""
-    order = sorted(range(len(found.classes)), key=lambda i: found.classes[i].f1)
-    shown = sorted(order[:MOST_SHOWN])
-    labels = [found.classes[i].label[:24] for i in shown]
-    matrix = np.array(found.confusion)[np.ix_(shown, shown)]
-    side = 4.0 + 0.22 * len(shown)
-    figure = Figure(figsize=(side + 8.0, side), layout="constrained")
-    heat, bars, diagram = figure.subplots(1, 3, width_ratios=[side, 4.0, 4.0])
-
-    heat.imshow(matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1), cmap="Greens", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
-        if count:
-            strong = count > 0.6 * matrix[row].sum()
-            heat.text(
-                column, row, str(count), ha="center", va="center", fontsize=7, color="white" if strong else "black"
-            )
-    heat.set_xticks(range(len(shown)), labels, rotation=90, fontsize=8)
-    heat.set_yticks(range(len(shown)), labels, fontsize=8)
-    left_out = "" if len(shown) == len(order) else f" (the {MOST_SHOWN} weakest of {len(order)} labels)"
-    heat.set(title=f"Confusion{left_out}", xlabel="answered", ylabel="true")
-
-    bars.barh(range(len(shown)), [found.classes[i].f1 for i in shown], color="seagreen")
-    bars.set_yticks(range(len(shown)), labels, fontsize=8)
-    bars.invert_yaxis()
-    bars.set(title=f"F1 (macro {found.macro_f1:.3f}, accuracy {found.accuracy:.3f})", xlim=(0, 1))
-
-    diagram.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfect")
-    diagram.bar(
-        [b.low for b in found.calibration],
-        [b.accuracy for b in found.calibration],
-        width=1 / BINS,
-        align="edge",
-        color="seagreen",
-        edgecolor="white",
-    )
-    diagram.plot(
-        [b.confidence for b in found.calibration],
-        [b.accuracy for b in found.calibration],
-        "o",
-        color="black",
-        markersize=3,
-    )
-    diagram.set(title=f"Calibration (error {found.calibration_error:.3f})", xlabel="confidence", ylabel="accuracy")
-    diagram.set(xlim=(0, 1), ylim=(0, 1))
-    figure.savefig(path, dpi=110)

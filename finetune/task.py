@@ -1,0 +1,80 @@
+"""From a recipe's objective to the task of the network that learns it. No torch."""
+
+from __future__ import annotations
+
+from finetune import recipe
+from finetune.data.targets import Targets
+from finetune.recipe import Objective
+from models import spec
+from models.catalog import ARCHITECTURES
+from models.spec import HeadTask, Task
+
+# What an architecture learns by when the recipe does not say.
+DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy()}
+# The tag of the task that each teaches.
+TASKS: dict[type[Objective], str] = {
+    recipe.CrossEntropy: "classification",
+    recipe.KlDivergence: "classification",
+    recipe.BinaryCrossEntropy: "binary",
+    recipe.MultiLabel: "multi_label",
+    recipe.SquaredError: "regression",
+    recipe.AbsoluteError: "regression",
+    recipe.Gaussian: "regression",
+    recipe.MultiTask: "multi_task",
+}
+
+
+def name_of(objective: Objective) -> str:
+    """ "cross_entropy", ..."""
+    return str(type(objective).__struct_config__.tag)
+
+
+def objective_of(given: Objective | None, architecture: str) -> Objective:
+    """What `architecture` learns when a recipe says `given`. Raises ValueError when it cannot."""
+    possible = ARCHITECTURES[architecture].objectives
+    if given is None:
+        return DEFAULTS[possible[0]]
+    if name_of(given) not in possible:
+        raise ValueError(f"objective: {architecture} cannot learn by {name_of(given)}; it can by {', '.join(possible)}")
+    return given
+
+
+def task_of(objective: Objective, targets: Targets) -> Task:
+    """The task that `objective` teaches with these targets. Raises ValueError when they do not fit it."""
+    if isinstance(objective, recipe.MultiTask):
+        heads = {name: _head(head.objective, targets.heads[name], name) for name, head in objective.heads.items()}
+        return spec.MultiTask(heads)
+    return _head(objective, targets.labels, "objective")
+
+
+def _head(objective: Objective, labels: list[str], where: str) -> HeadTask:
+    match objective:
+        case recipe.BinaryCrossEntropy():
+            if len(labels) != 2:
+                raise ValueError(
+                    f"{where}: binary_cross_entropy tells two classes apart, the data have {len(labels)}: "
+                    f"{', '.join(labels[:10])}; take cross_entropy"
+                )
+            return spec.Binary()
+        case recipe.MultiLabel():
+            return spec.MultiLabel(len(labels))
+        case recipe.SquaredError() | recipe.AbsoluteError():
+            return spec.Regression(len(labels))
+        case recipe.Gaussian():
+            return spec.Regression(len(labels), "gaussian")
+        case _:
+            return spec.Classification(len(labels))
+
+
+def describe(task: Task, targets: Targets) -> str:
+    """What is learned, in words."""
+    match task:
+        case spec.Classification() | spec.Binary():
+            return f"{len(targets.labels)} classes"
+        case spec.MultiLabel(labels):
+            return f"{labels} labels"
+        case spec.Regression(count):
+            return f"{count} number{'s' if count > 1 else ''}"
+        case spec.MultiTask(heads):
+            return f"{len(heads)} tasks at once ({', '.join(heads)})"
+    return spec.tag(task).replace("_", " ")

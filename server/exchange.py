@@ -1,0 +1,222 @@
+"""One request to a hot inference route: what is read of it, which model it names, how it is answered.
+
+The routes are bare ASGI handlers mounted in the Litestar application, for speed; everything else about them (errors,
+OpenAPI, metrics) is as with the typed ones. X-Request-Timeout (seconds) drops a request that has waited longer, with a
+408.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+from urllib.parse import parse_qs
+
+import msgspec
+from litestar.types import HTTPDisconnectEvent, HTTPRequestEvent, HTTPScope, Receive, Scope, Send
+
+from export.processing.inputs import BadInput
+from server.errors import ApiError, request_id
+from server.metrics import Metrics
+from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed
+from server.runtime.model import Model
+from server.runtime.repository import Repository, UnknownModel
+from server.settings import Settings
+
+log = logging.getLogger("espalier.inference")
+
+encoder = msgspec.json.Encoder()
+
+
+class Usage(msgspec.Struct):
+    """`prompt_tokens`: tokens read, 0 for images and vectors."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+# What a model that cannot do something is asked for instead.
+PLACES = {
+    "classify": ("classify", "/v1/classify"),
+    "embedding": ("embed", "/v1/embeddings"),
+}
+
+
+def cannot(model: Model, answer: str) -> str:
+    """Why a model is asked at the wrong place, and what the right one is."""
+    verb = PLACES[answer][0]
+    right = " or ".join(place for name, (_, place) in PLACES.items() if name in model.answers)
+    return f"{model.name} does not {verb}; ask it at {right}"
+
+
+class Exchange:
+    """One request: its scope, where its body comes from, and what has been seen of it."""
+
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self.send = scope, receive, send
+        state = scope["litestar_app"].state
+        self.repository: Repository = state.repository
+        self.metrics: Metrics = state.metrics
+        self.settings: Settings = state.settings
+        self.start = time.perf_counter()
+        self.model: Model | None = None
+        self.content_type = ""
+        self.timeout = self.settings.request_seconds
+        self.length: int | None = None
+        self.received = 0
+
+    def read_headers(self) -> None:
+        """Raises ApiError 405 for another method than POST, 400 for a timeout that is none."""
+        if self.scope["method"] != "POST":
+            raise ApiError(405, f"{self.scope['method']} is not allowed here; use POST", headers={"allow": "POST"})
+        for name, value in self.scope["headers"]:
+            if name == b"content-type":
+                self.content_type = value.decode("latin-1")
+            elif name == b"x-request-timeout":
+                self.timeout = min(self.timeout, seconds_of(value))
+            elif name == b"content-length":
+                self.length = int(value) if value.isdigit() else None
+
+    async def piece(self) -> tuple[bytes, bool]:
+        """The next part of the body, and whether more comes. Raises ApiError 413 beyond the limit, ClientGone."""
+        limit = self.settings.max_body_bytes
+        if self.length is not None and self.length > limit:
+            raise too_large(limit)
+        message = cast(HTTPRequestEvent | HTTPDisconnectEvent, await self.receive())
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self.received += len(message["body"])
+        if self.received > limit:
+            raise too_large(limit)
+        return message["body"], message["more_body"]
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises as `piece` does."""
+        more = True
+        while more:
+            body, more = await self.piece()
+            yield body
+
+    async def body(self) -> bytes:
+        """The whole body. Raises as `piece` does, and ApiError 400 when it is empty."""
+        whole, more = await self.piece()
+        if more:
+            pieces = [whole]
+            while more:
+                body, more = await self.piece()
+                pieces.append(body)
+            whole = b"".join(pieces)
+        if not whole:
+            raise ApiError(400, "the body is empty; send JSON, a form or the bytes of an input")
+        return whole
+
+    def fields(self) -> dict[str, str]:
+        """Fields of the address: ?model=…&top_k=…"""
+        query = self.scope["query_string"].decode("latin-1")
+        return {name: values[0] for name, values in parse_qs(query).items()}
+
+    def gone(self) -> bool:
+        """Whether the client has disconnected: `receive` is asked, and left again where it begins to wait."""
+        asking = self.receive().__await__()
+        try:
+            next(asking)
+        except StopIteration as answer:
+            return bool(answer.value["type"] == "http.disconnect")
+        asking.close()
+        return False
+
+    def find(self, reference: str | None, answer: str) -> Model:
+        """The model a request names. Raises ApiError 400 when it names none or one that cannot answer so, 404 when it
+        is not served."""
+        if not reference:
+            raise ApiError(400, "name a model: `model` in the body, or ?model=… beside a raw body", param="model")
+        try:
+            self.model = self.repository.get(reference)
+        except UnknownModel as error:
+            raise ApiError(404, str(error), param="model", code="model_not_found") from error
+        if answer not in self.model.answers:
+            raise ApiError(400, cannot(self.model, answer), param="model")
+        return self.model
+
+    async def answers(self, model: Model, rows: list[Any], answer: str) -> list[Any]:
+        """Queue the rows and wait; the request is dropped when the client has gone before its turn comes."""
+        model.decode_seconds.observe(time.perf_counter() - self.start)
+        if len(rows) > self.settings.queue_limit:
+            limit = self.settings.queue_limit
+            raise ApiError(400, f"{len(rows)} inputs in one request; at most {limit} are taken", param="input")
+        try:
+            ticket = model.batcher.submit(rows, answer, self.start + self.timeout, self.gone)
+        except QueueFull as error:
+            retry = {"retry-after": str(error.retry_after)}
+            raise ApiError(
+                429, f"{model.name} has no room in its queue; try again", code="queue_full", headers=retry
+            ) from error
+        try:
+            return await ticket.future
+        except DeadlinePassed as error:
+            waited = f"the request waited {self.timeout:g} s, its deadline, and was dropped"
+            raise ApiError(408, waited, code="deadline_exceeded") from error
+
+    async def respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        pairs = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *((name.encode(), value.encode()) for name, value in headers.items()),
+        ]
+        await self.send({"type": "http.response.start", "status": status, "headers": pairs})
+        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def handle(
+    route: str, scope: Scope, receive: Receive, send: Send, answer: Callable[[Exchange], Awaitable[bytes]]
+) -> None:
+    """Run `answer`, and turn what goes wrong into OpenAI's error object."""
+    exchange = Exchange(cast(HTTPScope, scope), receive, send)
+    headers: dict[str, str] = {}
+    try:
+        exchange.read_headers()
+        status, body = 200, await answer(exchange)
+    except ApiError as error:
+        status, body, headers = error.status, error.encoded(), error.headers
+    except BadInput as error:
+        status, body = 400, ApiError(400, str(error), param="input").encoded()
+    except ClientGone:
+        status, body = 499, b""
+    except Exception as error:
+        identity = request_id(scope)
+        log.error("%s failed, request %s", route, identity, exc_info=error)
+        what = "The model failed to run" if isinstance(error, RunFailed) else "The server failed to answer"
+        message = f"{what}; the server's log has the cause under request id {identity}."
+        status, body = 500, ApiError(500, message, code="internal_error").encoded()
+    model = exchange.model
+    exchange.metrics.requests[route, model.name if model else "", str(status)] += 1
+    if status != 499:
+        await exchange.respond(status, body, headers)
+    if model is not None and status == 200:
+        model.request_seconds.observe(time.perf_counter() - exchange.start)
+
+
+def decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise ApiError(400, f"the body: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}") from error
+
+
+def seconds_of(value: bytes) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise ApiError(400, "X-Request-Timeout: a positive number of seconds", param="X-Request-Timeout")
+    return seconds
+
+
+def too_large(limit: int) -> ApiError:
+    return ApiError(
+        413, f"the body is larger than {limit:,} bytes, the largest this server takes", code="body_too_large"
+    )
