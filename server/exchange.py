@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, cast
 from urllib.parse import parse_qs
 
@@ -146,12 +147,13 @@ class Exchange:
         """Queue the rows and wait."""
         return await self.result(self.submit(model, rows, answer))
 
-    def submit(self, model: Model, rows: list[Any], answer: str) -> Ticket:
-        """Queue the rows; the request is dropped when the client has gone before its turn comes."""
+    def submit(self, model: Model, rows: list[Any], answer: str, param: str = "input") -> Ticket:
+        """Queue the rows; the request is dropped when the client has gone before its turn comes. param: the field that
+        the rows come from."""
         model.decode_seconds.observe(time.perf_counter() - self.start)
         if len(rows) > self.settings.queue_limit:
             limit = self.settings.queue_limit
-            raise ApiError(400, f"{len(rows)} inputs in one request; at most {limit} are taken", param="input")
+            raise ApiError(400, f"{len(rows)} inputs in one request; at most {limit} are taken", param=param)
         try:
             return model.batcher.submit(rows, answer, self.start + self.timeout, self.gone)
         except QueueFull as error:
@@ -168,13 +170,15 @@ class Exchange:
             waited = f"the request waited {self.timeout:g} s, its deadline, and was dropped"
             raise ApiError(408, waited, code="deadline_exceeded") from error
 
-    async def stream(self, events: AsyncIterator[bytes]) -> None:
-        """Send server-sent events as they come."""
-        self.streaming = True
+    async def stream(self, events: AsyncGenerator[bytes, None]) -> None:
+        """Send server-sent events as they come. What goes wrong before the first has a status of its own."""
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
-        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
-        async for event in events:
-            await self.send({"type": "http.response.body", "body": event, "more_body": True})
+        async with aclosing(events):
+            async for event in events:
+                if not self.streaming:
+                    self.streaming = True
+                    await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+                await self.send({"type": "http.response.body", "body": event, "more_body": True})
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -196,7 +200,7 @@ async def handle(
     scope: Scope,
     receive: Receive,
     send: Send,
-    answer: Callable[[Exchange], Awaitable[bytes | AsyncIterator[bytes]]],
+    answer: Callable[[Exchange], Awaitable[bytes | AsyncGenerator[bytes, None]]],
 ) -> None:
     """Run `answer`, which gives the whole body or the events of a stream, and turn what goes wrong into OpenAI's error
     object."""

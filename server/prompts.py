@@ -10,7 +10,6 @@ from export.processing.inputs import BadInput
 from server.errors import ApiError
 from server.rows import MOST_CHARACTERS
 from server.runtime.decoding import Prompt
-from server.runtime.model import Model
 from server.runtime.search import Options
 from server.runtime.writer import Writer
 
@@ -59,13 +58,11 @@ class CompletionRequest(msgspec.Struct):
     user: str | None = None
 
 
-def prompts_of(request: CompletionRequest, model: Model) -> list[Prompt]:
-    """What the decoder is asked, a prompt each. Raises ApiError naming the field that is wrong."""
-    writer = model.writer
-    assert writer is not None, "asked of models that complete"
-    refuse_what_is_not_offered(request, model.name, writer)
+def prompts_of(request: CompletionRequest, name: str, writer: Writer) -> list[Prompt]:
+    """What the decoder of the model of this name is asked. Raises ApiError naming the field that is wrong."""
+    refuse_what_is_not_offered(request, name, writer)
     found = prompt_rows(request.prompt, writer)
-    return [Prompt(row, options(request, model.name, writer, len(row))) for row in found]
+    return [Prompt(row, options(request, name, writer, len(row))) for row in found]
 
 
 def refuse_what_is_not_offered(request: CompletionRequest, name: str, writer: Writer) -> None:

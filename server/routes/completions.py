@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 import msgspec
@@ -23,26 +24,31 @@ from server.rows import on_thread
 from server.runtime.batcher import ClientGone
 from server.runtime.decoding import Prompt
 from server.runtime.model import Model
-from server.runtime.search import Candidate, Listener
+from server.runtime.search import Candidate
 from server.runtime.writer import Writer
 
 decoder = msgspec.json.Decoder(CompletionRequest)
 
+# The place of a prompt, and a token of it or its answers.
+Told = tuple[int, int | list[Candidate]]
 
-async def completions(exchange: Exchange) -> bytes | AsyncIterator[bytes]:
+
+async def completions(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]:
     """Completion as JSON, or the events of a stream."""
     request: CompletionRequest = decode_json(await exchange.body(), decoder)
     model = exchange.find(request.model, "complete")
-    prompts = await on_thread(prompts_of, request, model)
-    writer = model.writer
-    assert writer is not None, "a model that completes has one"
+    prompts = await on_thread(prompts_of, request, model.name, writer_of(model))
     answer = Completion(f"cmpl-{request_id(exchange.scope)}", int(time.time()), model.name)
     if request.stream:
-        return await streamed(exchange, model, writer, request, prompts, answer)
-    found = await exchange.answers(model, prompts, "complete")
+        return events(exchange, model, request, prompts, answer)
+    found: list[list[Candidate]] = [[] for _ in prompts]
+    async with aclosing(what_is_told(exchange, model, prompts, tokens=False)) as told:
+        async for place, candidates in told:
+            assert isinstance(candidates, list), "tokens are told to streams"
+            found[place] = candidates
     start = time.perf_counter()
     answer.choices = [
-        choice(writer, prompt, place * prompt.options.n + i, candidate, request.logprobs)
+        choice(writer_of(model), prompt, place * prompt.options.n + i, candidate, request.logprobs)
         for place, (prompt, candidates) in enumerate(zip(prompts, found, strict=True))
         for i, candidate in enumerate(candidates)
     ]
@@ -52,64 +58,73 @@ async def completions(exchange: Exchange) -> bytes | AsyncIterator[bytes]:
     return body
 
 
-async def streamed(
-    exchange: Exchange,
-    model: Model,
-    writer: Writer,
-    request: CompletionRequest,
-    prompts: list[Prompt],
-    answer: Completion,
-) -> AsyncIterator[bytes]:
-    """The events of a stream, once there is a first token: until then errors are raised as for any request."""
+async def what_is_told(
+    exchange: Exchange, model: Model, prompts: Sequence[Prompt], *, tokens: bool
+) -> AsyncGenerator[Told, None]:
+    """From the decoder: the place of a prompt with each of its tokens, where `tokens` are wanted, and at last with its
+    candidates, as soon as it is finished. Raises as Exchange.submit and Exchange.result do."""
     loop = asyncio.get_running_loop()
-    heard: asyncio.Queue[tuple[int, int] | None] = asyncio.Queue()
+    queue: asyncio.Queue[Told | None] = asyncio.Queue()
     wanted = True
 
-    def listener(place: int) -> Listener:
-        def hear(token: int, _: float) -> bool:
-            loop.call_soon_threadsafe(heard.put_nowait, (place, token))
-            return wanted
+    def tell(told: Told) -> bool:
+        loop.call_soon_threadsafe(queue.put_nowait, told)
+        return wanted
 
-        return hear
+    def asked(place: int, prompt: Prompt) -> Prompt:
+        listener = (lambda token: tell((place, token))) if tokens else None
+        return replace(prompt, listener=listener, done=lambda candidates: tell((place, candidates)))
 
-    asked = [replace(prompt, listener=listener(place)) for place, prompt in enumerate(prompts)]
-    ticket = exchange.submit(model, asked, "complete")
-    ticket.future.add_done_callback(lambda _: heard.put_nowait(None))
-    first = await heard.get()
-    if first is None:
-        await exchange.result(ticket)
-
-    async def events() -> AsyncIterator[bytes]:
-        nonlocal wanted
-        growing = [GrowingText(writer.target.tokenizer, prompt.options.stop) for prompt in prompts]
-        event = first
-        try:
-            while event is not None:
-                if exchange.gone():
-                    raise ClientGone
-                place, token = event
-                if text := growing[place].add(token):
-                    yield sent(answer, CompletionChoice(text, place))
-                event = await heard.get()
-            found = await ticket.future
-            for place, (candidate,) in enumerate(found):
-                last = choice(writer, prompts[place], place, candidate, None)
-                last.text = growing[place].rest(last.text)
-                yield sent(answer, last)
-            answer.usage = usage(exchange, model, prompts, found)
-            if request.stream_options is not None and request.stream_options.include_usage:
-                yield sent(answer)
-            yield b"data: [DONE]\n\n"
-        finally:
-            wanted = False
-
-    return events()
+    rows = [asked(place, prompt) for place, prompt in enumerate(prompts)]
+    ticket = exchange.submit(model, rows, "complete", "prompt")
+    ticket.future.add_done_callback(lambda _: queue.put_nowait(None))
+    still_open = len(prompts)
+    try:
+        while still_open:
+            told = await queue.get()
+            if told is None:
+                await exchange.result(ticket)
+                return
+            still_open -= isinstance(told[1], list)
+            yield told
+    finally:
+        wanted = False
+        ticket.future.cancel()
 
 
-def sent(answer: Completion, *choices: CompletionChoice) -> bytes:
-    """One event of a stream."""
+async def events(
+    exchange: Exchange, model: Model, request: CompletionRequest, prompts: Sequence[Prompt], answer: Completion
+) -> AsyncGenerator[bytes, None]:
+    """A stream: every piece of text as it becomes certain, the end of every answer, then [DONE]."""
+    growing = [GrowingText(writer_of(model).target.tokenizer, prompt.options.stop) for prompt in prompts]
+    found: list[list[Candidate]] = [[] for _ in prompts]
+    async with aclosing(what_is_told(exchange, model, prompts, tokens=True)) as told:
+        async for place, news in told:
+            if exchange.gone():
+                raise ClientGone
+            if isinstance(news, int):
+                if text := growing[place].add(news):
+                    yield event(answer, CompletionChoice(text, place))
+                continue
+            found[place] = news
+            last = choice(writer_of(model), prompts[place], place, news[0], None)
+            last.text = growing[place].rest(last.text)
+            yield event(answer, last)
+    answer.usage = usage(exchange, model, prompts, found)
+    if request.stream_options is not None and request.stream_options.include_usage:
+        yield event(answer)
+    yield b"data: [DONE]\n\n"
+
+
+def event(answer: Completion, *choices: CompletionChoice) -> bytes:
+    """One server-sent event."""
     answer.choices = list(choices)
     return b"data: " + encoder.encode(answer) + b"\n\n"
+
+
+def writer_of(model: Model) -> Writer:
+    assert model.writer is not None, "a model that completes has one"
+    return model.writer
 
 
 def usage(

@@ -29,11 +29,13 @@ class Runs(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row. tokens: of the source of a translation, or those that a language model goes on from; at least one."""
+    """One row. tokens: of the source of a translation, or those that a language model goes on from; at least one.
+    listener: of a row with one sequence. done: told the answers at once, when others in the batch still go on."""
 
     tokens: list[int]
     options: Options
     listener: Listener | None = None
+    done: Callable[[list[Candidate]], object] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -105,26 +107,27 @@ class StepDecoder:
         search = Search(options, self.end, self.text, [prompt.listener for prompt in prompts])
         attending = self.attends and search.attending
         wanted = ["logits", *(NEXT + name for name in self.states), *(["attention"] if attending else [])]
+        answers: list[list[Candidate]] = [[] for _ in prompts]
         now, memory, states = self._read(prompts)
-        while True:
+        while len(search.owner):
             found = dict(zip(wanted, self.session.run({**now, **memory, **states}, wanted), strict=True))
             owner = search.owner
             parents = search.advance(found["logits"], found.get("attention"))
-            if not len(parents):
-                break
+            # Beams that change places within their row leave its memory as it is, and no row is finished.
+            if not np.array_equal(search.owner, owner):
+                memory = {name: value.take(parents, axis=0) for name, value in memory.items()}
+                for row in np.setdiff1d(owner, search.owner).tolist():
+                    prompt = prompts[row]
+                    answers[row] = [trimmed(candidate, len(prompt)) for candidate in search.answers(row)]
+                    if prompt.done is not None:
+                        prompt.done(answers[row])
             states = {name: found[NEXT + name] for name in self.states}
             if not np.array_equal(parents, np.arange(len(owner))):
                 states = {name: value.take(parents, axis=0) for name, value in states.items()}
-            # Beams that change places within their row leave its memory as it is.
-            if not np.array_equal(search.owner, owner):
-                memory = {name: value.take(parents, axis=0) for name, value in memory.items()}
             now = {"token": search.tokens[:, None]}
             if self.encoder is None:
                 now["token_mask"] = np.ones_like(now["token"])
-        return [
-            [trimmed(candidate, len(prompt)) for candidate in found]
-            for prompt, found in zip(prompts, search.answers(), strict=True)
-        ]
+        return answers
 
     def _read(
         self, prompts: Sequence[Prompt]

@@ -75,8 +75,8 @@ class _Step:
     attention: np.ndarray | None
 
 
-# Told every token of a row and its log-probability as they come; False: nobody waits for more.
-Listener = Callable[[int, float], bool]
+# Told every token of a row as it comes; False: nobody waits for more.
+Listener = Callable[[int], bool]
 
 
 class Search:
@@ -146,12 +146,9 @@ class Search:
         self.owner, self.tokens, self.scores, self.entries = owner[kept], tokens[kept], scores[kept], kept
         return parents[kept]
 
-    def answers(self) -> list[list[Candidate]]:
-        """The `n` best candidates of every row, best first."""
-        return [
-            sorted(found, key=lambda candidate: -candidate.score)[: o.n]
-            for found, o in zip(self.finished, self.options, strict=True)
-        ]
+    def answers(self, row: int) -> list[Candidate]:
+        """The `n` best candidates of a row, best first."""
+        return sorted(self.finished[row], key=lambda candidate: -candidate.score)[: self.options[row].n]
 
     def _spread(self, lanes: np.ndarray) -> np.ndarray:
         """In the first step: every row without beams as often as it has sequences to draw, each with its generator."""
@@ -189,7 +186,7 @@ class Search:
         """Whether a hypothesis, with the token just appended, has a stop text in it, or nobody listens any more."""
         o, listener = self.options[row], self.listeners[row]
         step = self.history[-1]
-        if listener is not None and not listener(int(step.tokens[entry]), float(step.gains[entry])):
+        if listener is not None and not listener(int(step.tokens[entry])):
             return True
         if not o.stop:
             return False

@@ -128,7 +128,10 @@ def test_openais_client_asks_and_streams(client: openai.OpenAI) -> None:
     pieces = [(choice.index, choice.text) for event in events for choice in event.choices]
     assert len(pieces) > 4
     assert ["".join(text for index, text in pieces if index == place) for place in (0, 1)] == ["sleeps today"] * 2
-    assert [choice.finish_reason for event in events for choice in event.choices][-2:] == ["stop", "stop"]
+    ends = [
+        (choice.index, choice.finish_reason) for event in events for choice in event.choices if choice.finish_reason
+    ]
+    assert sorted(ends) == [(0, "stop"), (1, "stop")]
     assert events[-1].usage is not None
     assert events[-1].usage.total_tokens == 2 * (3 + 2)
     with pytest.raises(openai.BadRequestError, match="beams"):
@@ -187,12 +190,25 @@ def test_a_deadline_that_has_passed(live: Live, stream: bool) -> None:
     assert "deadline" in message_of(answer, 408)
 
 
+def test_a_short_answer_does_not_wait_for_the_long_ones_of_its_batch(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.repository.models["tales"].batcher, "parallel", 1)
+    asked = {"prompt": ["the cat sleeps", "sleeps today the"], "temperature": 0, "stream": True}
+    events = live.client.post("/v1/completions", json={"model": "tales", **asked}).text.split("\n\n")[:-2]
+    choices = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
+    told = [(choice["index"], choice["text"], choice["finish_reason"]) for choice in choices]
+    assert told[:4] == [(0, "today", None), (1, "cat", None), (1, " sleeps", None), (0, "", "stop")]
+    assert told[4:] == [(1, " today", None), (1, "", "stop")]
+
+
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("tales", {"prompt": 3}, "prompt", "str"),
     ("tales", {"prompt": []}, "prompt", "a list of texts"),
     ("tales", {"prompt": ["the", 4]}, "prompt", "a list of texts"),
     ("tales", {"prompt": [4, 99]}, "prompt", "0 to 8"),
     ("tales", {"prompt": [[]]}, "prompt", "1 to 64"),
+    ("tales", {"prompt": [[4]] * 5000}, "prompt", "at most"),
     ("german", {"prompt": " "}, "prompt", "empty"),
     ("german", {"prompt": "the " * 20}, "prompt", "longer than 16 tokens"),
     ("tales", {"prompt": [4] * 64}, "prompt", "reads and writes 64"),

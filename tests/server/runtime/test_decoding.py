@@ -185,6 +185,19 @@ def test_what_is_finished_costs_no_more() -> None:
     assert decoder.encoder.session.rows == [4]
 
 
+def test_who_is_finished_is_told_before_the_others() -> None:
+    decoder = translator(certain((BEGIN, {A: 1.0}), (A, {B: 1.0}), (B, {C: 1.0}), (C, {A: 1.0})))
+    told: list[tuple[int, int, list[int]]] = []
+
+    def prompt(most: int) -> Prompt:
+        return Prompt(
+            [4], Options(max_tokens=most), done=lambda found: told.append((most, len(steps(decoder)), found[0].tokens))
+        )
+
+    decoder.decode([prompt(3), prompt(1), prompt(2)])
+    assert told == [(1, 1, [A]), (2, 2, [A, B]), (3, 3, [A, B, C])]
+
+
 def first_tokens(found: list[Candidate]) -> np.ndarray:
     return np.bincount([one.tokens[0] for one in found], minlength=7) / len(found)
 
@@ -232,13 +245,12 @@ def test_a_listener_hears_every_token_and_may_have_enough() -> None:
     decoder = language_model(certain((A, {B: 1.0}), (B, {C: 1.0}), (C, {A: 0.3, END: 0.7})))
     heard: list[int] = []
 
-    def listen(token: int, log_probability: float) -> bool:
-        assert log_probability == pytest.approx(0.0, abs=1e-5)
+    def listen(token: int) -> bool:
         heard.append(token)
         return True
 
     ((one,), (two,)) = decoder.decode(
-        [Prompt([A], Options(max_tokens=9), listen), Prompt([A], Options(max_tokens=9), lambda token, _: False)]
+        [Prompt([A], Options(max_tokens=9), listen), Prompt([A], Options(max_tokens=9), lambda token: False)]
     )
     assert heard == one.tokens == [B, C]
     assert two.tokens == [B]
