@@ -6,7 +6,7 @@ sequences drawn side by side. Hypotheses that are finished leave the batch at on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,7 +121,8 @@ class Search:
             lanes = self._spread(lanes)
         continued = [(lanes, self._draw(lanes, logits))]
         rows_of_beams = np.unique(self.owner[beamed]).tolist()
-        continued += [self._extend(row, logits, normalizer) for row in rows_of_beams]
+        if rows_of_beams:
+            continued += self._extend(rows_of_beams, np.flatnonzero(beamed), logits, normalizer)
         parents, tokens = (np.concatenate(part) for part in zip(*continued, strict=True))
         gains = logits[parents, tokens].astype(np.float64) - normalizer[parents]
         owner, scores = self.owner[parents], self.scores[parents] + gains
@@ -169,18 +170,21 @@ class Search:
                 tokens[place] = draw(logits[lanes[place]], o.temperature, o.top_p, source.random())
         return tokens
 
-    def _extend(self, row: int, logits: np.ndarray, normalizer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Parents and tokens of the best continuations of a row's beams: as many that go on as it has beams, and the
-        ends that are among the best so many."""
-        width = self.options[row].beams
-        lanes = np.flatnonzero(self.owner == row)
-        tokens, gains = best_of_each(logits[lanes], normalizer[lanes], 2 * width)
-        scores = (self.scores[lanes, None] + gains).ravel()
-        best = np.argsort(-scores, kind="stable")[: 2 * width]
-        parents, chosen = lanes[best // tokens.shape[1]], tokens.ravel()[best]
-        ends = chosen == self.end
-        taken = np.where(ends, np.arange(len(best)) < width, np.cumsum(~ends) <= width)
-        return parents[taken], chosen[taken]
+    def _extend(
+        self, rows: list[int], lanes: np.ndarray, logits: np.ndarray, normalizer: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Parents and tokens of the best continuations of the beams of each row, `lanes` in all: as many that go on as
+        the row has beams, and the ends that are among the best so many."""
+        most = 2 * max(self.options[row].beams for row in rows)
+        likeliest, gains = best_of_each(logits[lanes], normalizer[lanes], most)
+        scores = self.scores[lanes, None] + gains
+        for row in rows:
+            mine, width = np.flatnonzero(self.owner[lanes] == row), self.options[row].beams
+            best = np.argsort(-scores[mine].ravel(), kind="stable")[: 2 * width]
+            parents, tokens = lanes[mine[best // scores.shape[1]]], likeliest[mine].ravel()[best]
+            ends = tokens == self.end
+            taken = np.where(ends, np.arange(len(best)) < width, np.cumsum(~ends) <= width)
+            yield parents[taken], tokens[taken]
 
     def _is_stopped(self, entry: int, row: int) -> bool:
         """Whether a hypothesis, with the token just appended, has a stop text in it, or nobody listens any more."""
