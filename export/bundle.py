@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from export.processing.inputs import InputSpec
+from export.processing.inputs import InputSpec, TextInput
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -81,7 +81,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a server must know.
 
     task: the tag of the ModelSpec's task. inputs, outputs: of model.onnx; graphs: of every other `<name>.onnx`.
-    labels: labels[i] names logit i, or value i. heads: the same for each of several heads. model: the complete
+    labels: labels[i] names logit i, or value i. output_text: the texts
+    that a translation writes. heads: the same for each of several heads. model: the complete
     ModelSpec as JSON data.
     """
 
@@ -91,6 +92,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     task: str
     input: InputSpec
+    output_text: TextInput | None = None
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     graphs: dict[str, GraphSpec] = {}

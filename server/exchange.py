@@ -8,8 +8,10 @@ OpenAPI, metrics) is as with the typed ones. X-Request-Timeout (seconds) drops a
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, cast
 from urllib.parse import parse_qs
 
@@ -19,7 +21,7 @@ from litestar.types import HTTPDisconnectEvent, HTTPRequestEvent, HTTPScope, Rec
 from export.processing.inputs import BadInput
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
-from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed
+from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket
 from server.runtime.model import Model
 from server.runtime.repository import Repository, UnknownModel
 from server.settings import Settings
@@ -39,6 +41,7 @@ class Usage(msgspec.Struct):
 # What a model that cannot do something is asked for instead.
 PLACES = {
     "classify": ("classify", "/v1/classify"),
+    "complete": ("write texts", "/v1/completions"),
     "embedding": ("embed", "/v1/embeddings"),
 }
 
@@ -65,6 +68,7 @@ class Exchange:
         self.timeout = self.settings.request_seconds
         self.length: int | None = None
         self.received = 0
+        self.streaming = False
 
     def read_headers(self) -> None:
         """Raises ApiError 405 for another method than POST, 400 for a timeout that is none."""
@@ -140,25 +144,48 @@ class Exchange:
         return self.model
 
     async def answers(self, model: Model, rows: list[Any], answer: str) -> list[Any]:
-        """Queue the rows and wait; the request is dropped when the client has gone before its turn comes."""
+        """Queue the rows and wait."""
+        return await self.result(self.submit(model, rows, answer))
+
+    def submit(self, model: Model, rows: list[Any], answer: str, param: str = "input") -> Ticket:
+        """Queue the rows; the request is dropped when the client has gone before its turn comes. param: the field that
+        the rows come from."""
         model.decode_seconds.observe(time.perf_counter() - self.start)
         if len(rows) > self.settings.queue_limit:
             limit = self.settings.queue_limit
-            raise ApiError(400, f"{len(rows)} inputs in one request; at most {limit} are taken", param="input")
+            raise ApiError(400, f"{len(rows)} inputs in one request; at most {limit} are taken", param=param)
         try:
-            ticket = model.batcher.submit(rows, answer, self.start + self.timeout, self.gone)
+            return model.batcher.submit(rows, answer, self.start + self.timeout, self.gone)
         except QueueFull as error:
             retry = {"retry-after": str(error.retry_after)}
             raise ApiError(
                 429, f"{model.name} has no room in its queue; try again", code="queue_full", headers=retry
             ) from error
+
+    async def result(self, ticket: Ticket) -> list[Any]:
+        """One answer a row. Raises ApiError 408 past the deadline, ClientGone, RunFailed."""
         try:
             return await ticket.future
         except DeadlinePassed as error:
             waited = f"the request waited {self.timeout:g} s, its deadline, and was dropped"
             raise ApiError(408, waited, code="deadline_exceeded") from error
 
+    async def stream(self, events: AsyncGenerator[bytes, None]) -> None:
+        """Send server-sent events as they come. What goes wrong before the first has a status of its own."""
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        async with aclosing(events):
+            async for event in events:
+                if not self.streaming:
+                    self.streaming = True
+                    await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+                await self.send({"type": "http.response.body", "body": event, "more_body": True})
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+
     async def respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        if self.streaming:  # its status has been sent: what went wrong is the last event
+            event = b"data: " + body + b"\n\n"
+            await self.send({"type": "http.response.body", "body": event, "more_body": False})
+            return
         pairs = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
@@ -169,20 +196,30 @@ class Exchange:
 
 
 async def handle(
-    route: str, scope: Scope, receive: Receive, send: Send, answer: Callable[[Exchange], Awaitable[bytes]]
+    route: str,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    answer: Callable[[Exchange], Awaitable[bytes | AsyncGenerator[bytes, None]]],
 ) -> None:
-    """Run `answer`, and turn what goes wrong into OpenAI's error object."""
+    """Run `answer`, which gives the whole body or the events of a stream, and turn what goes wrong into OpenAI's error
+    object."""
     exchange = Exchange(cast(HTTPScope, scope), receive, send)
     headers: dict[str, str] = {}
+    body: bytes | None = None
     try:
         exchange.read_headers()
-        status, body = 200, await answer(exchange)
+        status, found = 200, await answer(exchange)
+        if isinstance(found, bytes):
+            body = found
+        else:
+            await exchange.stream(found)
     except ApiError as error:
         status, body, headers = error.status, error.encoded(), error.headers
     except BadInput as error:
         status, body = 400, ApiError(400, str(error), param="input").encoded()
     except ClientGone:
-        status, body = 499, b""
+        status, body = 499, None
     except Exception as error:
         identity = request_id(scope)
         log.error("%s failed, request %s", route, identity, exc_info=error)
@@ -191,7 +228,7 @@ async def handle(
         status, body = 500, ApiError(500, message, code="internal_error").encoded()
     model = exchange.model
     exchange.metrics.requests[route, model.name if model else "", str(status)] += 1
-    if status != 499:
+    if body is not None:
         await exchange.respond(status, body, headers)
     if model is not None and status == 200:
         model.request_seconds.observe(time.perf_counter() - exchange.start)
@@ -201,7 +238,8 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise ApiError(400, f"the body: {error}") from error
+        field = re.search(r"`\$\.(\w+)", str(error))
+        raise ApiError(400, f"the body: {error}", param=field[1] if field else None) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}") from error
 

@@ -100,6 +100,7 @@ class Metrics:
             "espalier_stage_seconds", "time in decode, queue, inference and encode", [*version, "stage"], SECONDS
         )
         self.batches = Histograms("espalier_batch_rows", "rows that ran together", version, ROWS)
+        self.tokens: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.queue: dict[tuple[str, str], Callable[[], int]] = {}
         self.model_info = Gauge(
             "espalier_model_info",
@@ -121,15 +122,19 @@ class Metrics:
             self.registry.register(collector)
 
     def collect(self) -> Iterator[Metric]:
-        """The counters of requests and the depth of every queue."""
+        """The counters of requests and tokens, and the depth of every queue."""
         requests = Metric("espalier_requests", "inference requests by outcome (HTTP status)", "counter")
         for (route, name, status), count in list(self.requests.items()):
             labels = {"route": route, "model": name, "outcome": status}
             requests.add_sample("espalier_requests_total", labels, count)
+        tokens = Metric("espalier_tokens", "tokens of completions, by whether they were read or written", "counter")
+        for (name, number, kind), count in list(self.tokens.items()):
+            tokens.add_sample("espalier_tokens_total", {"model": name, "version": number, "kind": kind}, count)
         depth = Metric("espalier_queue_rows", "rows waiting for a run", "gauge")
         for (name, number), waiting in list(self.queue.items()):
             depth.add_sample("espalier_queue_rows", {"model": name, "version": number}, waiting())
         yield requests
+        yield tokens
         yield depth
 
     def render(self) -> bytes:

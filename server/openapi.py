@@ -14,7 +14,9 @@ import msgspec
 
 from finetune.data.validation import Report
 from finetune.recipe import Recipe
+from server.completion import Completion
 from server.errors import ErrorBody
+from server.prompts import CompletionRequest
 from server.routes.classify import ClassifyAnswer
 from server.routes.embeddings import EmbeddingsAnswer
 from server.routes.files import Deleted, FileList, FileObject
@@ -259,6 +261,18 @@ OPERATIONS = (
         body=json(EMBED),
         example={"model": "minilm", "input": "a sentence"},
         answer=json(EmbeddingsAnswer),
+    ),
+    Operation(
+        method="post",
+        path="/v1/completions",
+        tag="inference",
+        summary="Go on with a text, or translate it",
+        description="As OpenAI's, from a language model; a translation model answers the prompt's translation. With "
+        "stream=true the text comes in pieces, as server-sent events, then [DONE].",
+        parameters=[TIMEOUT],
+        body=json(CompletionRequest),
+        example={"model": "german", "prompt": "the cat sleeps", "beams": 4},
+        answer={"application/json": Completion, "text/event-stream": TEXT},
     ),
     Operation(
         method="get",

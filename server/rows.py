@@ -47,6 +47,7 @@ class Request(Protocol):
 
 
 R = TypeVar("R", bound=Request)
+T = TypeVar("T")
 
 
 async def read_request(exchange: Exchange, decoder: msgspec.json.Decoder[R], answer: str) -> tuple[Model, Rows, R]:
@@ -89,7 +90,7 @@ async def off_loop(size: int, model: Model, function: Callable[..., Rows], *argu
     return await on_thread(function, *arguments)
 
 
-async def on_thread(function: Callable[..., Rows], *arguments: Any) -> Rows:
+async def on_thread(function: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(decoders, function, *arguments)
 
 

@@ -23,10 +23,15 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True, tag="image", tag_fie
 
 
 class TextInput(msgspec.Struct, frozen=True, kw_only=True, tag="text", tag_field="type", forbid_unknown_fields=True):
-    """Graph inputs `input_ids` and `attention_mask`: int64 [batch, sequence]; longer texts are cut at max_length."""
+    """Graph inputs `input_ids` and `attention_mask`: int64 [batch, sequence]; longer texts are cut at max_length.
+
+    bos_token_id, eos_token_id: what begins and ends a text; None where the tokenizer has none.
+    """
 
     max_length: int
     pad_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
     tokenizer: str = "tokenizer.json"
 
 

@@ -25,12 +25,44 @@ class TextProcessor:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(spec.max_length)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text with the special tokens, at most max_length. Raises BadInput for an empty text."""
+    def encode(self, texts: Sequence[str], *, cut: bool = True) -> list[list[int]]:
+        """Ids of each text with the special tokens, at most max_length. Raises BadInput for an empty text, and where
+        nothing is to be cut, for one that is longer."""
         for i, text in enumerate(texts):
             if not text.strip():
-                raise BadInput(f"text {i} is empty" if len(texts) > 1 else "the text is empty")
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+                raise BadInput(f"{_which(texts, i)} is empty")
+        return self._ids(texts, special=True, cut=cut)
+
+    def openings(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids that a language model goes on from: that of the beginning, where there is one, and no end. Raises
+        BadInput for a text that is longer than max_length, or gives no token at all."""
+        first = [] if self.spec.bos_token_id is None else [self.spec.bos_token_id]
+        rows = [first + ids for ids in self._ids(texts, special=False, cut=False)]
+        for i, row in enumerate(rows):
+            if not row:
+                raise BadInput(f"{_which(texts, i)} is empty")
+        return rows
+
+    def _ids(self, texts: Sequence[str], *, special: bool, cut: bool) -> list[list[int]]:
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
+        for i, encoding in enumerate(encodings):
+            if encoding.overflowing and not cut:
+                raise BadInput(
+                    f"{_which(texts, i)} is longer than {self.spec.max_length} tokens, the most that are read"
+                )
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return str(self.tokenizer.decode(list(ids)))
+
+    def token(self, token: int) -> str:
+        """What one id stands for, to be read by people."""
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
+
+def _which(texts: Sequence[str], place: int) -> str:
+    return f"text {place}" if len(texts) > 1 else "the text"
 
 
 def pad(

@@ -19,8 +19,10 @@ from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, Rows, answers
-from server.runtime.batcher import Batcher
+from server.runtime.batcher import Batcher, Run
 from server.runtime.session import Session
+from server.runtime.writer import TASKS as WRITING
+from server.runtime.writer import Writer, writer
 from server.settings import Settings
 
 # A full batch that is done sooner than this runs on the event loop: handing it over and back costs about as much.
@@ -36,6 +38,7 @@ class Loaded:
     manifest: Manifest
     session: Session
     texts: TextProcessor | None
+    writer: Writer | None
     inline: bool
     seconds: float
 
@@ -51,11 +54,17 @@ def load(folder: Path, settings: Settings) -> Loaded:
             texts = TextProcessor(manifest.input, (folder / manifest.input.tokenizer).read_bytes())
         except (OSError, ValueError) as error:
             raise bundle.DamagedBundle(f"{folder}: {error}") from error
+    if manifest.task in WRITING:
+        if texts is None:
+            raise bundle.DamagedBundle(f"{folder}: task {manifest.task}, and an input that is no text")
+        written = writer(folder, manifest, session, texts, settings)
+        written.warm_up()
+        return Loaded(manifest, session, texts, written, False, time.perf_counter() - start)
     outputs = [output.name for output in manifest.outputs]
     session.run(_blank(manifest, 1), outputs)
     inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
     inline = inline and _seconds(session, manifest, manifest.batching.max_batch_size, outputs) < INLINE_SECONDS
-    return Loaded(manifest, session, texts, inline, time.perf_counter() - start)
+    return Loaded(manifest, session, texts, None, inline, time.perf_counter() - start)
 
 
 def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
@@ -77,14 +86,16 @@ class Model:
         self.name, self.version = loaded.manifest.name, loaded.manifest.version
         self.provider = loaded.session.provider
         self.texts = loaded.texts
+        self.writer = loaded.writer
         self.inline = loaded.inline
         labels = (self.name, str(self.version))
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.request_seconds = metrics.latency.labels(*labels)
-        self.answers = answers(loaded.manifest)
+        known = answers(loaded.manifest)
+        self.answers = {"complete"} if loaded.writer else set(known)
         self.batcher = Batcher(
-            _runner(loaded, self.answers),
+            _writing(loaded.writer) if loaded.writer else _runner(loaded, known),
             max_batch_size=loaded.manifest.batching.max_batch_size,
             max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
             queue_limit=settings.queue_limit,
@@ -99,6 +110,15 @@ class Model:
         """Wait until nothing is queued or running."""
         while self.batcher.waiting or self.batcher.running:  # noqa: ASYNC110 - once, at shutdown
             await asyncio.sleep(0.01)
+
+
+def _writing(found: Writer) -> Run:
+    """Prompts to the candidates of each."""
+
+    def run(rows: list[Any], wanted: list[str]) -> dict[str, Rows]:
+        return {"complete": found.decoder.decode(rows)}
+
+    return run
 
 
 def _runner(loaded: Loaded, known: Mapping[str, Answer]) -> Any:

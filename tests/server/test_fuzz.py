@@ -11,6 +11,7 @@ import pytest
 
 from server.settings import Settings
 from tests.server.bundles import publish_images, publish_texts, publish_vectors
+from tests.server.chains import publish_language_model, publish_translation
 from tests.server.conftest import Live, running
 
 pytestmark = pytest.mark.slow
@@ -22,6 +23,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     publish_vectors(settings.repository)
     publish_images(settings.repository)
     publish_texts(settings.repository)
+    publish_translation(settings.repository)
+    publish_language_model(settings.repository)
     with running(settings) as server:
         yield server
 
