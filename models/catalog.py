@@ -156,6 +156,22 @@ class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
 
 
+class Seq2SeqParameters(TranslationParameters, frozen=True, kw_only=True):
+    """`attention`: "additive", a context for each token that is written; "none": the last state is that of all.
+
+    embedding: numbers that stand for a token; width: of a layer, in each direction; layers: of encoder and decoder.
+    bidirectional: whether the encoder reads from both ends. dropout: of embeddings, between layers, before the output.
+    """
+
+    cell: Literal["gru", "lstm"] = "gru"
+    attention: Literal["none", "additive"] = "additive"
+    embedding: Positive = 128
+    width: Positive = 256
+    layers: Positive = 1
+    bidirectional: bool = True
+    dropout: Fraction = 0.2
+
+
 class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
     """`windows`: widths of the convolutions, in stages over series (None: 7, 5, 3) and side by side over texts
     (None: 3, 4, 5); `pooling`: halve the length of a series between stages."""
@@ -332,6 +348,14 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="seq2seq",
+            modalities=("text",),
+            hyperparameters=Seq2SeqParameters,
+            builder="models.seq2seq:build",
+            description="Recurrent encoder and decoder for translation, with additive attention or without",
+            objectives=("translation",),
         ),
     )
 }
