@@ -18,6 +18,8 @@ SEED = 1
 DIGITS = "MNIST digits, images of 32 × 32"
 COLUMNS = "MNIST digits, column by column"
 VECTORS = "MNIST digits, vectors"
+# A small vocabulary: its tokens are a few letters, which tell languages apart better than words.
+WORDS = {"vocabulary_size": 800, "embedding": 32, "max_length": 64}
 LANGUAGES = "Django's messages in 18 languages"
 
 
@@ -97,7 +99,7 @@ def texts(name: str, architecture: str, *, epochs: int, rate: float, title: str 
         run=Run(
             name=name,
             file="languages.csv",
-            recipe=recipe(architecture, parameters, epochs=epochs, rate=rate),
+            recipe=recipe(architecture, {**WORDS, **parameters}, epochs=epochs, rate=rate),
         ),
         task="18 languages",
         data=LANGUAGES,
@@ -130,9 +132,23 @@ ROWS: tuple[Row, ...] = (
     images("plain18", "resnet", epochs=3, width=0.125, skips=False, title="resnet without skips, 18 layers"),
     images("inception-resnet", "inception_resnet", epochs=3, width=0.125, repeats=(1, 2, 1), title="inception_resnet"),
     images("xception", "xception", epochs=4, width=0.125, repeats=2),
-    images("mobilenet", "mobilenet", epochs=6, width=0.25),
-    columns("rnn", "rnn", epochs=12, rate=2e-3, width=64),
+    images("mobilenet", "mobilenet", epochs=10, rate=4e-3, width=0.25),
+    columns("rnn", "rnn", epochs=20, rate=2e-3, width=64),
     columns("lstm", "lstm", epochs=6, rate=4e-3, width=48),
     columns("gru", "gru", epochs=6, rate=4e-3, width=48),
     columns("gru-both", "gru", epochs=6, rate=4e-3, width=32, bidirectional=True, title="gru, both directions"),
+    Row(
+        title="convnet1d, series",
+        run=Run(
+            name="convnet1d-leaves",
+            file="leaves.jsonl",
+            recipe=recipe("convnet1d", {"width": 32}, epochs=40, rate=2e-3, batch=16),
+        ),
+        task="6 kinds of leaves",
+        data="OSULeaf, 442 outlines",
+        metric="accuracy",
+        baseline="logistic regression on all steps",
+        measure=baselines.steps,
+    ),
+    texts("convnet1d-words", "convnet1d", epochs=8, rate=3e-3, title="convnet1d, text", width=64),
 )
