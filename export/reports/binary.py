@@ -28,9 +28,9 @@ class Threshold(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BinaryReport(ClassificationReport, frozen=True, kw_only=True):
-    """roc_auc: the probability that a sample of the second label gets a higher one than a sample of the first; 0.5 where
-    a label does not occur. average_precision: Σ precision · the recall it adds. best: the threshold with the best F1 of
-    the second label. thresholds: from the highest to the lowest, 200 at most."""
+    """roc_auc: the probability that a sample of the second label is answered a higher one than a sample of the first;
+    0.5 where a label does not occur. average_precision: Σ precision · the recall it adds. best: the threshold with the
+    best F1 of the second label. thresholds: from the highest to the lowest, 200 at most."""
 
     roc_auc: float
     average_precision: float
