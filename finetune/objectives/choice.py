@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from export.processing.inputs import TextInput
+from export.processing.text import TextProcessor
 from finetune import recipe
 from finetune.data.targets import Targets
 from finetune.objectives import cross_entropy, numbers
@@ -13,19 +15,30 @@ from finetune.objectives.binary_cross_entropy import BinaryCrossEntropy
 from finetune.objectives.multi_label import MultiLabel
 from finetune.objectives.objective import Objective
 from finetune.objectives.several import Part, Several
+from finetune.objectives.translation import Translation
+from finetune.origin import Reading
 from finetune.task import head_task
 from models.heads import output_names
 from models.spec import Binary, Classification
 
 
-def build(section: recipe.Objective, targets: Targets, train: np.ndarray) -> Objective:
-    """targets: of the whole data set, for their labels. train: those of the training items, [items, ...].
+def build(section: recipe.Objective, targets: Targets, train: np.ndarray, reading: Reading) -> Objective:
+    """targets: of the whole data set, for their labels. train: those of the training items, [items, ...]. reading: how
+    the data enter the network, for objectives that show texts.
 
     Raises ValueError for a section that does not fit them.
     """
-    if isinstance(section, recipe.MultiTask):
-        return _several(section, targets, train)
-    return _head(section, targets.labels, train)
+    match section:
+        case recipe.MultiTask():
+            return _several(section, targets, train)
+        case recipe.Translation(label_smoothing=smoothing):
+            assert isinstance(reading.input, TextInput), "pairs are texts"
+            assert reading.tokenizer is not None
+            assert reading.written is not None
+            source = TextProcessor(reading.input, reading.tokenizer)
+            return Translation(smoothing, source, TextProcessor(reading.written.spec, reading.written.tokenizer))
+        case _:
+            return _head(section, targets.labels, train)
 
 
 def _head(section: recipe.HeadObjective | recipe.KlDivergence, labels: Sequence[str], train: np.ndarray) -> Objective:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from export.processing.inputs import VectorInput
 from finetune import recipe
 from finetune.automatic import Chosen
 from finetune.data.targets import Targets
@@ -18,6 +19,7 @@ from finetune.objectives import choice, conformal
 from finetune.objectives.binary_cross_entropy import BinaryCrossEntropy
 from finetune.objectives.multi_label import MultiLabel
 from finetune.objectives.numbers import AbsoluteError, Gaussian, Numbers, SquaredError
+from finetune.origin import Reading
 from finetune.preprocess import Items
 from models import registry
 from models.network import Network
@@ -125,6 +127,7 @@ SEVERAL = recipe.MultiTask(
         "size": recipe.Head(objective=recipe.Gaussian(), columns=("width", "height"), weight=3.0),
     }
 )
+READING = Reading(spec=ModelSpec(architecture="mlp"), input=VectorInput(features=1))
 ANSWERS = np.array(
     [
         # kind, side, three tags, width and height
@@ -140,7 +143,7 @@ ANSWERS = np.array(
 
 def several() -> Any:
     heads = {"kind": ["a", "b", "c"], "side": ["l", "r"], "tags": ["x", "y", "z"], "size": ["width", "height"]}
-    return choice.build(SEVERAL, Targets([], ANSWERS, np.zeros(5, np.int64), heads), ANSWERS)
+    return choice.build(SEVERAL, Targets([], ANSWERS, np.zeros(5, np.int64), heads), ANSWERS, READING)
 
 
 def outputs_of_several() -> dict[str, Tensor]:
@@ -217,7 +220,7 @@ def test_a_head_without_a_label_to_learn_from_is_refused() -> None:
     answers[:, 1] = math.nan
     heads = {"kind": ["a", "b", "c"], "side": ["l", "r"], "tags": ["x", "y", "z"], "size": ["width", "height"]}
     with pytest.raises(ValueError, match="head 'side': none of the training items"):
-        choice.build(SEVERAL, Targets([], answers, np.zeros(5, np.int64), heads), answers)
+        choice.build(SEVERAL, Targets([], answers, np.zeros(5, np.int64), heads), answers, READING)
 
 
 def numbers(spread: str = "none", features: int = 1, hidden: tuple[int, ...] = (16,)) -> Network:
