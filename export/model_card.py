@@ -26,7 +26,11 @@ def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None)
 
 
 def _summary(manifest: Manifest) -> str:
-    what = {"classification": f"a classifier with {len(manifest.labels)} labels", "embedding": "an encoder"}
+    what = {
+        "classification": f"a classifier with {len(manifest.labels)} labels",
+        "embedding": "an encoder",
+        "reconstruction": "an autoencoder",
+    }
     return (
         f"This is {what[manifest.task]}, architecture `{manifest.model['architecture']}`, "
         f"exported on {manifest.created_at:%Y-%m-%d}."

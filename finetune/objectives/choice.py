@@ -7,7 +7,9 @@ import numpy as np
 from finetune import recipe
 from finetune.data.targets import Targets
 from finetune.objectives import cross_entropy
+from finetune.objectives.elbo import Elbo
 from finetune.objectives.objective import Objective
+from finetune.objectives.reconstruction import Reconstruction
 
 
 def build(section: recipe.Objective, targets: Targets, train: np.ndarray) -> Objective:
@@ -18,4 +20,8 @@ def build(section: recipe.Objective, targets: Targets, train: np.ndarray) -> Obj
     match section:
         case recipe.CrossEntropy() | recipe.KlDivergence():
             return cross_entropy.build(section, targets.labels, train)
+        case recipe.Reconstruction():
+            return Reconstruction(section)
+        case recipe.Elbo():
+            return Elbo(section)
     raise NotImplementedError(type(section).__name__)

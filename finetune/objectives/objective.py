@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from export.reports.evaluation import Evaluation
+from models.network import Network
 
 
 class Objective:
@@ -45,3 +46,8 @@ class Objective:
     def report(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> Evaluation:
         """How good the network is on a whole split."""
         raise NotImplementedError
+
+    def pictures(self, network: Network, inputs: list[Tensor]) -> dict[str, bytes]:
+        """PNG files of what the network makes of some held-out inputs, by name, for the bundle. On the CPU, in
+        evaluation mode."""
+        return {}
