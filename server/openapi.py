@@ -276,9 +276,9 @@ OPERATIONS = (
         tag="inference",
         summary="Predict numbers, ask several heads, or have an input reconstructed",
         description="The body is as for /v1/classify. Numbers come by the names of the targets, with the interval "
-        "that they lie in, in 95 of 100 cases, where the model knows it; of a model with several heads, each answers. An autoencoder answers the input as it "
-        "comes back from its code, a vector or a PNG as a data URL, its error, large for what is unlike the training "
-        "data, and the code.",
+        "that they lie in, in 95 of 100 cases, where the model knows it; of a model with several heads, each answers. "
+        "An autoencoder answers the input as it comes back from its code, a vector or a PNG as a data URL, its error, "
+        "large for what is unlike the training data, and the code.",
         parameters=INFERENCE,
         body=INPUTS,
         example={"model": "prices", "input": [[0.2, 1.5], [0.1, 0.7]]},

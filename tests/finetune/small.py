@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from finetune import trainer
 from finetune.automatic import Chosen
 from finetune.objectives.cross_entropy import CrossEntropy
+from finetune.objectives.objective import Objective
 from finetune.preprocess import Items
 from finetune.recipe import Recipe
 from models import registry
@@ -140,20 +141,22 @@ def fit(
     *,
     chosen: Chosen,
     seed: int = 0,
-    objective: CrossEntropy | None = None,
+    objective: Objective | None = None,
     held_out: int = 50,
     run: str = "run",
     **recipe: Any,
 ) -> trainer.FitResult:
     """trainer.fit with the last `held_out` items for validation; `recipe`: fields of the Recipe."""
     torch.set_num_threads(1)
-    assert network.head is not None
+    if objective is None:
+        assert network.head is not None
+        objective = CrossEntropy(network.head.out_features)
     cut = len(items) - held_out
     return trainer.fit(
         network,
         items.select(np.arange(cut)),
         items.select(np.arange(cut, len(items))),
-        objective or CrossEntropy(network.head.out_features),
+        objective,
         Recipe(model="small", training_file="small", **{"checkpoint_seconds": 1e9, **recipe}),
         chosen,
         seed=seed,
