@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Objective] = {
     "cross_entropy": recipe.CrossEntropy(),
     "reconstruction": recipe.Reconstruction(),
     "elbo": recipe.Elbo(),
+    "translation": recipe.Translation(),
 }
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
@@ -27,6 +28,7 @@ TASKS: dict[type[Objective], str] = {
     recipe.MultiTask: "multi_task",
     recipe.Reconstruction: "reconstruction",
     recipe.Elbo: "reconstruction",
+    recipe.Translation: "translation",
 }
 
 
@@ -67,6 +69,8 @@ def task_of(objective: Objective, targets: Targets) -> Task:
     if isinstance(objective, recipe.MultiTask):
         heads = {name: _head(head.objective, targets.heads[name], name) for name, head in objective.heads.items()}
         return spec.MultiTask(heads)
+    if isinstance(objective, recipe.Translation):
+        return spec.Translation()
     return _head(objective, targets.labels, "objective")
 
 

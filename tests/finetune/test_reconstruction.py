@@ -79,7 +79,7 @@ def test_the_contraction_is_the_squared_norm_of_the_encoders_jacobian(hyperparam
         assert float(norm) == pytest.approx(float(jacobian.square().sum()), rel=1e-4)
     objective = reconstruction(contraction=0.7)
     expected = (found["error"].sum() + 0.7 * found["contraction"].sum()).item()
-    assert float(objective.loss(found, NOTHING)) == pytest.approx(expected, rel=1e-6)
+    assert objective.loss(found, NOTHING).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_contraction_and_its_gradient_are_the_closed_form_of_a_sigmoid_layer() -> None:
