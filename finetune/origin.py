@@ -138,19 +138,25 @@ def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[s
             weights.load(network, spec.weights, backbones)
         return network
     state = load_file(origin.folder / registry.WEIGHTS)
-    before = {name: head.labels for name, head in origin.manifest.heads.items()}
-    kept = ""
-    if (origin.spec.task, origin.manifest.labels, before) != (spec.task, targets.labels, targets.heads):
-        kept = "trunk."
-        state = {name: tensor for name, tensor in state.items() if name.startswith(kept)}
+    kept = "" if keeps_head(origin, spec, targets) else "trunk."
     try:
-        absent = network.load_state_dict(state, strict=False)
+        absent = network.load_state_dict(
+            {name: tensor for name, tensor in state.items() if name.startswith(kept)}, strict=False
+        )
     except RuntimeError as error:
         raise ValueError(f"the weights of {origin.name} do not fit: {error}") from error
     missing = [name for name in absent.missing_keys if name.startswith(kept)]
     if missing or absent.unexpected_keys:
         raise ValueError(f"the weights of {origin.name} do not fit: {(missing + absent.unexpected_keys)[0]}")
     return network
+
+
+def keeps_head(origin: Origin, spec: ModelSpec, targets: Targets) -> bool:
+    """Whether the head of a published model goes on: it does the same task, with the same labels in the same order."""
+    if origin.manifest is None:
+        return False
+    before = {name: head.labels for name, head in origin.manifest.heads.items()}
+    return (origin.spec.task, origin.manifest.labels, before) == (spec.task, targets.labels, targets.heads)
 
 
 def _read_texts(

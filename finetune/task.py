@@ -67,14 +67,18 @@ def task_of(objective: Objective, targets: Targets) -> Task:
     if isinstance(objective, recipe.Reconstruction | recipe.Elbo):
         return spec.Reconstruction()
     if isinstance(objective, recipe.MultiTask):
-        heads = {name: _head(head.objective, targets.heads[name], name) for name, head in objective.heads.items()}
+        heads = {
+            name: head_task(head.objective, targets.heads[name], f"head {name!r}")
+            for name, head in objective.heads.items()
+        }
         return spec.MultiTask(heads)
     if isinstance(objective, recipe.Translation):
         return spec.Translation()
-    return _head(objective, targets.labels, "objective")
+    return head_task(objective, targets.labels, "objective")
 
 
-def _head(objective: Objective, labels: list[str], where: str) -> HeadTask:
+def head_task(objective: Objective, labels: list[str], where: str) -> HeadTask:
+    """The task of one head. Raises ValueError, that names `where`, when these labels do not fit."""
     match objective:
         case recipe.BinaryCrossEntropy():
             if len(labels) != 2:

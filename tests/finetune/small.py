@@ -148,15 +148,12 @@ def fit(
 ) -> trainer.FitResult:
     """trainer.fit with the last `held_out` items for validation; `recipe`: fields of the Recipe."""
     torch.set_num_threads(1)
-    if objective is None:
-        assert network.head is not None
-        objective = CrossEntropy(network.head.out_features)
     cut = len(items) - held_out
     return trainer.fit(
         network,
         items.select(np.arange(cut)),
         items.select(np.arange(cut, len(items))),
-        objective,
+        objective or cross_entropy_of(network),
         Recipe(model="small", training_file="small", **{"checkpoint_seconds": 1e9, **recipe}),
         chosen,
         seed=seed,
@@ -164,6 +161,12 @@ def fit(
         folder=folder,
         reporter=reporter or Recorder(),
     )
+
+
+def cross_entropy_of(network: Network) -> CrossEntropy:
+    assert isinstance(network, Headed)
+    assert isinstance(network.head, nn.Linear)
+    return CrossEntropy(network.head.out_features)
 
 
 def weights(network: Network) -> dict[str, Tensor]:
