@@ -91,7 +91,7 @@ def test_the_contraction_and_its_gradient_are_the_closed_form_of_a_sigmoid_layer
     code = built.trunk(raw)
     closed = ((code * (1 - code)).square() @ weight.square().sum(1)).sum()
     found = reconstruction(contraction=1.0).outputs(built, [raw], NOTHING, 0)["contraction"].sum()
-    assert float(found) == pytest.approx(float(closed), rel=1e-5)
+    assert found.item() == pytest.approx(closed.item(), rel=1e-5)
     (expected,) = torch.autograd.grad(closed, weight)  # type: ignore[arg-type]
     (actual,) = torch.autograd.grad(found, weight)  # type: ignore[arg-type]
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
