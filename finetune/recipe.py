@@ -118,7 +118,16 @@ class MultiTask(Part, frozen=True, kw_only=True, tag="multi_task", tag_field="ty
     heads: Annotated[dict[HeadName, Head], msgspec.Meta(min_length=1, max_length=32)]
 
 
-Objective = HeadObjective | KlDivergence | MultiTask
+class MaskedTokens(Part, frozen=True, kw_only=True, tag="masked_tokens", tag_field="type"):
+    """Texts without labels: tokens that are hidden, from all others (Devlin et al. 2019). What is learned so is a
+    beginning for another objective: give the published model as the `model` of a next recipe."""
+
+
+class NextToken(Part, frozen=True, kw_only=True, tag="next_token", tag_field="type"):
+    """Texts without labels: each token from those before it. A language model."""
+
+
+Objective = HeadObjective | KlDivergence | MultiTask | MaskedTokens | NextToken
 
 
 class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):

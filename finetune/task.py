@@ -10,7 +10,7 @@ from models.catalog import ARCHITECTURES
 from models.spec import HeadTask, Task
 
 # What an architecture learns by when the recipe does not say.
-DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy()}
+DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy(), "next_token": recipe.NextToken()}
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
     recipe.CrossEntropy: "classification",
@@ -21,6 +21,8 @@ TASKS: dict[type[Objective], str] = {
     recipe.AbsoluteError: "regression",
     recipe.Gaussian: "regression",
     recipe.MultiTask: "multi_task",
+    recipe.MaskedTokens: "masked_language_model",
+    recipe.NextToken: "language_model",
 }
 
 
@@ -44,6 +46,10 @@ def task_of(objective: Objective, targets: Targets) -> Task:
     if isinstance(objective, recipe.MultiTask):
         heads = {name: _head(head.objective, targets.heads[name], name) for name, head in objective.heads.items()}
         return spec.MultiTask(heads)
+    if isinstance(objective, recipe.MaskedTokens):
+        return spec.MaskedLanguageModel()
+    if isinstance(objective, recipe.NextToken):
+        return spec.LanguageModel()
     return _head(objective, targets.labels, "objective")
 
 
@@ -77,4 +83,8 @@ def describe(task: Task, targets: Targets) -> str:
             return f"{count} number{'s' if count > 1 else ''}"
         case spec.MultiTask(heads):
             return f"{len(heads)} tasks at once ({', '.join(heads)})"
+        case spec.MaskedLanguageModel():
+            return "hidden tokens"
+        case spec.LanguageModel():
+            return "the next token"
     return spec.tag(task).replace("_", " ")

@@ -129,7 +129,7 @@ class SequenceParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     channels: Positive | None = None
     vocabulary: Positive | None = None
-    vocabulary_size: Annotated[int, msgspec.Meta(ge=260, le=200_000)] = 8_000
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
     embedding: Positive = 128
     width: Positive = 128
@@ -141,6 +141,55 @@ class RecurrentParameters(SequenceParameters, frozen=True, kw_only=True):
 
     layers: Positive = 1
     bidirectional: bool = False
+
+
+class TransformerParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is read is a text of `vocabulary` tokens; None: from the data.
+
+    vocabulary_size, max_length: as for the other networks that read texts. width: of a token's state, which the heads
+    share out among them. feedforward: hidden units of each layer; None: 4 times the width. dropout: of embeddings, of
+    what each part of a layer adds, and before a head.
+    """
+
+    vocabulary: Positive | None = None
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
+    max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
+    layers: Positive = 4
+    heads: Positive = 4
+    width: Positive = 128
+    feedforward: Positive | None = None
+    dropout: Fraction = 0.1
+
+    @property
+    def hidden(self) -> int:
+        return self.feedforward or 4 * self.width
+
+
+class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is read is a text of `vocabulary` tokens, what is written one of `target_vocabulary`; None: from the data.
+
+    vocabulary_size: how many tokens are learned from the texts of a new model, at most, on either side.
+    max_length: of texts in tokens, on either side, the rest is cut off (None: 256).
+    """
+
+    vocabulary: Positive | None = None
+    target_vocabulary: Positive | None = None
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
+    max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
+
+
+class TranslatorParameters(TranslationParameters, frozen=True, kw_only=True):
+    """As TransformerParameters; so many `layers` in the encoder, and in the decoder."""
+
+    layers: Positive = 4
+    heads: Positive = 4
+    width: Positive = 128
+    feedforward: Positive | None = None
+    dropout: Fraction = 0.1
+
+    @property
+    def hidden(self) -> int:
+        return self.feedforward or 4 * self.width
 
 
 class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
@@ -159,6 +208,8 @@ Hyperparameters = (
     | CnnParameters
     | LeNetParameters
     | SequenceParameters
+    | TransformerParameters
+    | TranslationParameters
 )
 
 
@@ -318,6 +369,30 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="transformer",
+            modalities=("text",),
+            hyperparameters=TranslatorParameters,
+            builder="models.transformer:build",
+            description="Transformer: an encoder that reads a text, a decoder that writes its translation",
+            objectives=("translation",),
+        ),
+        Card(
+            name="transformer_encoder",
+            modalities=("text",),
+            hyperparameters=TransformerParameters,
+            builder="models.transformer_encoder:build",
+            description="Transformer encoder that reads texts both ways, with a vocabulary of its own",
+            objectives=(*SUPERVISED, "masked_tokens"),
+        ),
+        Card(
+            name="transformer_decoder",
+            modalities=("text",),
+            hyperparameters=TransformerParameters,
+            builder="models.transformer_decoder:build",
+            description="Transformer decoder, causal: a language model with a vocabulary of its own",
+            objectives=("next_token",),
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Convolutional networks small enough to train in a test, with every kind of layer in them."""
+"""Networks small enough to train in a test, with every kind of layer in them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "xception": {"width": 0.125, "repeats": 1, "image_size": 32},
     "mobilenet": {"width": 0.25, "image_size": 32},
 }
+
+# The Transformers' sizes: of the encoder's, of the decoder's, of both together.
+TRANSFORMER: dict[str, Any] = {"layers": 2, "heads": 2, "width": 16}
