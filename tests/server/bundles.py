@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from export.bundle import Lineage, Manifest, Parity, TensorSpec
+from export.bundle import Head, Interval, Lineage, Manifest, Parity, TensorSpec
 from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
 from export.publish import publish, staging
 
@@ -24,6 +25,67 @@ def publish_vectors(repository: Path, name: str = "points", features: int = 2) -
     last = np.zeros((features, WIDTH), np.float32)
     last[-1, 0] = 1.0
     return _publish(repository, name, VectorInput(features=features), inputs, nodes, last, ["above", "below"])
+
+
+def publish_sides(repository: Path, name: str = "sides") -> Manifest:
+    """A binary model: "right" where the last of two numbers is positive, else "left"."""
+    return publish_head(repository, name, "binary", {"logits": [[0.0], [1.0]]}, labels=["left", "right"])
+
+
+def publish_moods(repository: Path, name: str = "moods") -> Manifest:
+    """A set of labels: "up" where the first of two numbers is positive, "wide" where the second is."""
+    return publish_head(repository, name, "multi_label", {"logits": [[1.0, 0.0], [0.0, 1.0]]}, labels=["up", "wide"])
+
+
+def publish_sums(repository: Path, name: str = "sums", interval: Interval | None = None) -> Manifest:
+    """Two numbers: the sum of two, and their difference."""
+    outputs = {"value": [[1.0, 1.0], [1.0, -1.0]]}
+    return publish_head(repository, name, "regression", outputs, labels=["sum", "difference"], interval=interval)
+
+
+def publish_spreads(repository: Path, name: str = "spreads") -> Manifest:
+    """The first of two numbers, with the second for its deviation."""
+    outputs = {"value": [[1.0], [0.0]], "deviation": [[0.0], [1.0]]}
+    interval = Interval(method="gaussian", coverage=0.95, margins=[1.96])
+    return publish_head(repository, name, "regression", outputs, labels=["first"], interval=interval)
+
+
+def publish_heads(repository: Path, name: str = "heads") -> Manifest:
+    """All of these kinds at once."""
+    conformal = Interval(method="conformal", coverage=0.95, margins=[0.5])
+    return publish_head(
+        repository,
+        name,
+        "multi_task",
+        {
+            "logits_side": [[0.0], [1.0]],
+            "logits_mood": [[1.0, 0.0], [0.0, 1.0]],
+            "logits_place": [[0.0, 1.0, -1.0], [0.0, 0.0, 0.0]],
+            "value_sum": [[1.0], [1.0]],
+        },
+        heads={
+            "side": Head(task="binary", labels=["left", "right"]),
+            "mood": Head(task="multi_label", labels=["up", "wide"]),
+            "place": Head(task="classification", labels=["a", "b", "c"]),
+            "sum": Head(task="regression", labels=["sum"], interval=conformal),
+        },
+    )
+
+
+def publish_head(
+    repository: Path, name: str, task: str, outputs: dict[str, list[list[float]]], **fields: Any
+) -> Manifest:
+    """A model of vectors of two numbers: each output is the vector times a matrix; the embedding is the vector."""
+    nodes = [helper.make_node("MatMul", ["vector", f"{output}_matrix"], [output]) for output in outputs]
+    nodes.append(helper.make_node("Identity", ["vector"], ["embedding"]))
+    inputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
+    widths = {**{output: len(matrix[0]) for output, matrix in outputs.items()}, "embedding": 2}
+    given = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["batch", width]) for one, width in widths.items()]
+    weights = [
+        numpy_helper.from_array(np.array(matrix, np.float32), f"{output}_matrix") for output, matrix in outputs.items()
+    ]
+    graph = helper.make_graph(nodes, name, inputs, given, weights)
+    return _write(repository, name, VectorInput(features=2), graph, task=task, **fields)
 
 
 def publish_series(repository: Path, name: str = "trends", channels: int = 2, max_length: int = 16) -> Manifest:
@@ -120,6 +182,17 @@ def _publish(
     ]
     weights = [numpy_helper.from_array(matrix, "matrix"), numpy_helper.from_array(head, "head")]
     graph = helper.make_graph(nodes, name, inputs, outputs, [*weights, *(constants or [])])
+    return _write(repository, name, spec, graph, files, task="classification", labels=labels)
+
+
+def _write(
+    repository: Path,
+    name: str,
+    spec: InputSpec,
+    graph: onnx.GraphProto,
+    files: dict[str, bytes] | None = None,
+    **fields: Any,
+) -> Manifest:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     with staging(repository) as folder:
@@ -130,16 +203,15 @@ def _publish(
             name=name,
             version=0,
             created_at=datetime.now(UTC),
-            task="classification",
             input=spec,
-            inputs=[_tensor(value) for value in inputs],
-            outputs=[_tensor(value) for value in outputs],
-            labels=labels,
+            inputs=[_tensor(value) for value in graph.input],
+            outputs=[_tensor(value) for value in graph.output],
             model={"architecture": "mlp", "hyperparameters": {}},
             metrics={"accuracy": 1.0},
             parity=Parity(samples=1, largest_difference=0.0, tolerance=1e-4, top1_disagreements=0, batch_sizes=[1]),
             lineage=Lineage(base_model="mlp"),
             files={},
+            **fields,
         )
         return publish(folder, repository, draft)
 
