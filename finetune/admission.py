@@ -22,7 +22,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What kind of data (finetune.data.validation.Report.kind) an architecture's modality learns from.
 KIND_OF: dict[Modality, Kind] = {"image": "images", "text": "text", "vector": "table", "series": "series"}
 # Architectures that train from random weights by their name alone; an encoder of transformers is known by its weights.
-SCRATCH = {name: card for name, card in ARCHITECTURES.items() if not name.endswith("_encoder")}
+SCRATCH = {name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", "text_encoder")}
 
 
 class Refused(ValueError):
@@ -73,10 +73,11 @@ def admit(
     if reasons := usable(report, recipe.data, wanted):
         raise Unusable("training_file", "; ".join(reasons))
     kinds = {KIND_OF[one]: one for one in ARCHITECTURES[architecture].modalities} if architecture else {}
-    if kinds and report.kind not in kinds:
+    kind: Kind = "text" if report.kind == "pairs" else report.kind
+    if kinds and kind not in kinds:
         learns = " or ".join(f"{one} data ({kind})" for kind, one in kinds.items())
         raise Refused("training_file", f"training_file: holds {report.kind}, and {stem} learns from {learns}")
-    if kinds and (field := recipe.augmentation.misplaced(kinds[report.kind])):
+    if kinds and (field := recipe.augmentation.misplaced(kinds[kind])):
         raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {report.kind}")
     labels = list(labels_of(report, recipe.data) or ()) if wanted.kind == "class" else []
     if isinstance(recipe.model, ModelSpec):

@@ -10,7 +10,11 @@ from models.catalog import ARCHITECTURES
 from models.spec import HeadTask, Task
 
 # What an architecture learns by when the recipe does not say.
-DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy(), "next_token": recipe.NextToken()}
+DEFAULTS: dict[str, Objective] = {
+    "cross_entropy": recipe.CrossEntropy(),
+    "translation": recipe.Translation(),
+    "next_token": recipe.NextToken(),
+}
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
     recipe.CrossEntropy: "classification",
@@ -23,6 +27,7 @@ TASKS: dict[type[Objective], str] = {
     recipe.MultiTask: "multi_task",
     recipe.MaskedTokens: "masked_language_model",
     recipe.NextToken: "language_model",
+    recipe.Translation: "translation",
 }
 
 
@@ -50,6 +55,8 @@ def task_of(objective: Objective, targets: Targets) -> Task:
         return spec.MaskedLanguageModel()
     if isinstance(objective, recipe.NextToken):
         return spec.LanguageModel()
+    if isinstance(objective, recipe.Translation):
+        return spec.Translation()
     return _head(objective, targets.labels, "objective")
 
 

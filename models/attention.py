@@ -11,9 +11,9 @@ from torch import Tensor, nn
 def attend(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(Q Kᵀ / √depth) V, float32 [..., queries, depth], and the softmax, float32 [..., queries, keys].
 
-    queries: float32 [..., queries, depth]; keys, values: float32 [..., keys, depth]. seen: bool, of a shape that spreads
-    to [..., queries, keys]; a key that is not seen weighs exactly nothing. A query that sees none gets some finite
-    answer, which is for nobody: padding.
+    queries: float32 [..., queries, depth]; keys, values: float32 [..., keys, depth]. seen: bool, of a shape that
+    spreads to [..., queries, keys]; a key that is not seen weighs exactly nothing. A query that sees none gets some
+    finite answer, which is for nobody: padding.
     """
     scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
     weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         return self.out(found.transpose(1, 2).flatten(2)), weights
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, x.shape[2] // self.heads)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
 
 def padding_mask(attention_mask: Tensor) -> Tensor:

@@ -23,9 +23,7 @@ class CausalNetwork(Network):
         super().__init__()
         self.spec = spec
         self.tokens = PlacedTokens(vocabulary, parameters.width, parameters.dropout)
-        self.stack = Stack(
-            parameters.layers, parameters.width, parameters.heads, parameters.hidden, parameters.dropout
-        )
+        self.stack = Stack(parameters.layers, parameters.width, parameters.heads, parameters.hidden, parameters.dropout)
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         return [("tokens", self.tokens), *self.stack.blocks()]

@@ -24,9 +24,7 @@ class TextTrunk(Trunk):
         super().__init__()
         self.width = parameters.width
         self.tokens = PlacedTokens(vocabulary, parameters.width, parameters.dropout)
-        self.stack = Stack(
-            parameters.layers, parameters.width, parameters.heads, parameters.hidden, parameters.dropout
-        )
+        self.stack = Stack(parameters.layers, parameters.width, parameters.heads, parameters.hidden, parameters.dropout)
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         return [("tokens", self.tokens), *self.stack.blocks()]

@@ -26,8 +26,8 @@ class PlaceFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LanguageModelReport(msgspec.Struct, frozen=True, kw_only=True):
-    """samples: texts. loss: mean of -log p of a token, in nats; perplexity is e to it. token_accuracy: how often the most
-    probable token is the right one.
+    """samples: texts. loss: mean of -log p of a token, in nats; perplexity is e to it. token_accuracy: how often the
+    most probable token is the right one.
 
     bits_per_byte, bits_per_character: of UTF-8, the end of each text counted among the bits: whatever the tokens are,
     these compare. None where only some tokens are predicted. unigram_perplexity, unigram_accuracy: the same by how

@@ -172,7 +172,9 @@ def test_only_what_is_asked_is_answered_and_as_in_the_whole() -> None:
     network = decoder()
     torch.testing.assert_close(network(ids, mask, asked)["logits"], network(ids, mask)["logits"][asked])
     masked = network_of("transformer_encoder", MaskedLanguageModel())
-    alone = torch.cat([masked(ids[:, :], mask, asked & (torch.arange(4) == row)[:, None])["logits"] for row in range(4)])
+    alone = torch.cat(
+        [masked(ids[:, :], mask, asked & (torch.arange(4) == row)[:, None])["logits"] for row in range(4)]
+    )
     assert alone.shape == (int(asked.sum()), 261)
     torch.testing.assert_close(masked(ids, mask, asked)["logits"], alone)
 

@@ -134,8 +134,6 @@ def test_the_graphs_compute_the_same_at_any_batch_and_length(tmp_path: Path) -> 
 
 def test_what_it_does_not_do_is_refused() -> None:
     with pytest.raises(ValueError, match="`target_vocabulary` is open"):
-        registry.build(
-            ModelSpec(architecture="transformer", hyperparameters={"vocabulary": 261}, task=Translation())
-        )
+        registry.build(ModelSpec(architecture="transformer", hyperparameters={"vocabulary": 261}, task=Translation()))
     with pytest.raises(ValueError, match="has no way to do the task classification"):
         registry.build(ModelSpec(architecture="transformer", task=Classification(2)))
