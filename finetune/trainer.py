@@ -18,6 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+# DistributedDataParallel imports it when the first network is wrapped; its functions' defaults would then hold the
+# process group for ever, whose threads, never joined, may drop a last tensor while the interpreter ends, and abort it.
+import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
@@ -163,6 +167,7 @@ def fit(
             break
 
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    accelerator.free_memory()
     if until is None:
         network.load_state_dict(best)
     network.eval()
