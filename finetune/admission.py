@@ -170,7 +170,7 @@ def fits(spec: ModelSpec, objective: Objective, labels: list[str]) -> None:
     """Raises Refused when the task a ModelSpec asks for is not the one the objective and the data teach."""
     if isinstance(spec.task, Embedding):
         raise Refused("model.task", "model.task: an embedding has no labels to learn; ask for a classification")
-    if spec.task is not None and tag(spec.task) not in TASKS[type(objective)]:
+    if spec.task is not None and tag(spec.task) != TASKS[type(objective)]:
         taught = name_of(objective)
         raise Refused("model.task", f"model.task: {taught} teaches {TASKS[type(objective)]}, not {tag(spec.task)}")
     if isinstance(spec.task, Classification) and labels and spec.task.classes != len(labels):
