@@ -136,14 +136,21 @@ def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[s
             weights.load(network, spec.weights, backbones)
         return network
     state = load_file(origin.folder / registry.WEIGHTS)
-    before = {name: head.labels for name, head in origin.manifest.heads.items()}
-    if (origin.spec.task, origin.manifest.labels, before) != (spec.task, targets.labels, targets.heads):
+    if not keeps_head(origin, spec, targets):
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     absent = network.load_state_dict(state, strict=False)
     missing = [name for name in absent.missing_keys if not name.startswith("head.")]
     if missing or absent.unexpected_keys:
         raise ValueError(f"the weights of {origin.name} do not fit: {(missing + absent.unexpected_keys)[0]}")
     return network
+
+
+def keeps_head(origin: Origin, spec: ModelSpec, targets: Targets) -> bool:
+    """Whether the head of a published model goes on: it does the same task, with the same labels in the same order."""
+    if origin.manifest is None:
+        return False
+    before = {name: head.labels for name, head in origin.manifest.heads.items()}
+    return (origin.spec.task, origin.manifest.labels, before) == (spec.task, targets.labels, targets.heads)
 
 
 def _read_texts(

@@ -49,7 +49,10 @@ def objective_of(given: Objective | None, architecture: str) -> Objective:
 def task_of(objective: Objective, targets: Targets) -> Task:
     """The task that `objective` teaches with these targets. Raises ValueError when they do not fit it."""
     if isinstance(objective, recipe.MultiTask):
-        heads = {name: _head(head.objective, targets.heads[name], name) for name, head in objective.heads.items()}
+        heads = {
+            name: head_task(head.objective, targets.heads[name], f"head {name!r}")
+            for name, head in objective.heads.items()
+        }
         return spec.MultiTask(heads)
     if isinstance(objective, recipe.MaskedTokens):
         return spec.MaskedLanguageModel()
@@ -57,10 +60,11 @@ def task_of(objective: Objective, targets: Targets) -> Task:
         return spec.LanguageModel()
     if isinstance(objective, recipe.Translation):
         return spec.Translation()
-    return _head(objective, targets.labels, "objective")
+    return head_task(objective, targets.labels, "objective")
 
 
-def _head(objective: Objective, labels: list[str], where: str) -> HeadTask:
+def head_task(objective: Objective, labels: list[str], where: str) -> HeadTask:
+    """The task of one head. Raises ValueError, that names `where`, when these labels do not fit."""
     match objective:
         case recipe.BinaryCrossEntropy():
             if len(labels) != 2:
