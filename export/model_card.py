@@ -50,6 +50,8 @@ def _summary(manifest: Manifest) -> str:
         "reconstruction": "an autoencoder",
         "embedding": "an encoder",
         "translation": "a translation model",
+        "masked_language_model": "an encoder that has learned from texts without labels",
+        "language_model": "a language model",
     }
     return (
         f"This is {what[manifest.task]}, architecture `{manifest.model['architecture']}`, "
@@ -90,6 +92,9 @@ def _use(manifest: Manifest) -> str:
                 call = _json_call(path, manifest.name, '"data:image/png;base64,..."')
         case TextInput(max_length=max_length) if manifest.task == "translation":
             words = f"Texts of at most {max_length} tokens; a longer one is refused."
+            call = _json_call("completions", manifest.name, '"some text"', field="prompt")
+        case TextInput(max_length=max_length) if manifest.task == "language_model":
+            words = f"Texts to go on with, of at most {max_length} tokens with what is written."
             call = _json_call("completions", manifest.name, '"some text"', field="prompt")
         case TextInput(max_length=max_length):
             words = f"Texts; what is longer than {max_length} tokens is cut."

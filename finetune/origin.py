@@ -99,9 +99,12 @@ def read(
         return Reading(spec=spec, input=VectorInput(features=features, names=dataset.features))
     if isinstance(parameters, catalog.TranslationParameters):
         return _read_pairs(origin, parameters, recipe, dataset, learned, task)
-    if isinstance(parameters, catalog.SequenceParameters):
-        if dataset.kind == "series":
-            return _read_series(origin, parameters, recipe, dataset, task)
+    if isinstance(parameters, catalog.SequenceParameters | catalog.TransformerParameters):
+        if isinstance(parameters, catalog.SequenceParameters):
+            if dataset.kind == "series":
+                return _read_series(origin, parameters, recipe, dataset, task)
+            if parameters.channels is not None:
+                raise ValueError(f"the data are texts, {origin.name} reads series")
         return _read_words(origin, parameters, recipe, dataset, learned, task)
     if isinstance(parameters, catalog.TextEncoderParameters):
         return _read_texts(origin, parameters, recipe, task, backbones)
@@ -201,21 +204,19 @@ def _read_series(
 
 def _read_words(
     origin: Origin,
-    parameters: catalog.SequenceParameters,
+    parameters: catalog.SequenceParameters | catalog.TransformerParameters,
     recipe: Recipe,
     dataset: Dataset,
     learned: np.ndarray,
     task: Task,
 ) -> Reading:
     """With the vocabulary of the published model, or one that is learned now."""
-    if parameters.channels is not None:
-        raise ValueError(f"the data are texts, {origin.name} reads series")
     length = recipe.max_length or parameters.max_length or TEXT_LENGTH
     if origin.folder is not None and origin.manifest is not None and isinstance(origin.manifest.input, TextInput):
         input = msgspec.structs.replace(origin.manifest.input, max_length=length)
         tokenizer = (origin.folder / input.tokenizer).read_bytes()
     else:
-        input = TextInput(max_length=length, pad_token_id=PAD)
+        input = TextInput(max_length=length, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
         tokenizer = train_tokenizer((dataset.content(int(item)) for item in learned), parameters.vocabulary_size)
     spec = _complete(origin.spec, task, vocabulary=tokens_of(tokenizer), max_length=length)
     return Reading(spec=spec, input=input, tokenizer=tokenizer)

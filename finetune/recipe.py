@@ -157,6 +157,15 @@ class Elbo(Part, frozen=True, kw_only=True, tag="elbo", tag_field="type"):
     beta: PositiveFloat = 1.0
 
 
+class MaskedTokens(Part, frozen=True, kw_only=True, tag="masked_tokens", tag_field="type"):
+    """Texts without labels: tokens that are hidden, from all others (Devlin et al. 2019). What is learned so is a
+    beginning for another objective: give the published model as the `model` of a next recipe."""
+
+
+class NextToken(Part, frozen=True, kw_only=True, tag="next_token", tag_field="type"):
+    """Texts without labels: each token from those before it. A language model."""
+
+
 class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field="type"):
     """A text from a text, by the cross-entropy of its every token given those before it. label_smoothing: the share of
     the probability that is spread over all tokens (Vaswani et al. 2017, section 5.4)."""
@@ -164,7 +173,7 @@ class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field=
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
 
 
-Objective = HeadObjective | KlDivergence | MultiTask | Reconstruction | Elbo | Translation
+Objective = HeadObjective | KlDivergence | MultiTask | Reconstruction | Elbo | MaskedTokens | NextToken | Translation
 
 
 class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):

@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Objective] = {
     "reconstruction": recipe.Reconstruction(),
     "elbo": recipe.Elbo(),
     "translation": recipe.Translation(),
+    "next_token": recipe.NextToken(),
 }
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
@@ -28,6 +29,8 @@ TASKS: dict[type[Objective], str] = {
     recipe.MultiTask: "multi_task",
     recipe.Reconstruction: "reconstruction",
     recipe.Elbo: "reconstruction",
+    recipe.MaskedTokens: "masked_language_model",
+    recipe.NextToken: "language_model",
     recipe.Translation: "translation",
 }
 
@@ -72,6 +75,10 @@ def task_of(objective: Objective, targets: Targets) -> Task:
             for name, head in objective.heads.items()
         }
         return spec.MultiTask(heads)
+    if isinstance(objective, recipe.MaskedTokens):
+        return spec.MaskedLanguageModel()
+    if isinstance(objective, recipe.NextToken):
+        return spec.LanguageModel()
     if isinstance(objective, recipe.Translation):
         return spec.Translation()
     return head_task(objective, targets.labels, "objective")
@@ -110,4 +117,8 @@ def describe(task: Task, targets: Targets) -> str:
             return f"{len(heads)} tasks at once ({', '.join(heads)})"
         case spec.Reconstruction():
             return "to reconstruct"
+        case spec.MaskedLanguageModel():
+            return "hidden tokens"
+        case spec.LanguageModel():
+            return "the next token"
     return spec.tag(task).replace("_", " ")

@@ -130,7 +130,7 @@ class SequenceParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     channels: Positive | None = None
     vocabulary: Positive | None = None
-    vocabulary_size: Annotated[int, msgspec.Meta(ge=260, le=200_000)] = 8_000
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
     embedding: Positive = 128
     width: Positive = 128
@@ -144,6 +144,28 @@ class RecurrentParameters(SequenceParameters, frozen=True, kw_only=True):
     bidirectional: bool = False
 
 
+class TransformerParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is read is a text of `vocabulary` tokens; None: from the data.
+
+    vocabulary_size, max_length: as for the other networks that read texts. width: of a token's state, which the heads
+    share out among them. feedforward: hidden units of each layer; None: 4 times the width. dropout: of embeddings, of
+    what each part of a layer adds, and before a head.
+    """
+
+    vocabulary: Positive | None = None
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
+    max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
+    layers: Positive = 4
+    heads: Positive = 4
+    width: Positive = 128
+    feedforward: Positive | None = None
+    dropout: Fraction = 0.1
+
+    @property
+    def hidden(self) -> int:
+        return self.feedforward or 4 * self.width
+
+
 class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is read is a text of `vocabulary` tokens, what is written one of `target_vocabulary`; None: from the data.
 
@@ -153,8 +175,22 @@ class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 
     vocabulary: Positive | None = None
     target_vocabulary: Positive | None = None
-    vocabulary_size: Annotated[int, msgspec.Meta(ge=260, le=200_000)] = 8_000
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
+
+
+class TranslatorParameters(TranslationParameters, frozen=True, kw_only=True):
+    """As TransformerParameters; so many `layers` in the encoder, and in the decoder."""
+
+    layers: Positive = 4
+    heads: Positive = 4
+    width: Positive = 128
+    feedforward: Positive | None = None
+    dropout: Fraction = 0.1
+
+    @property
+    def hidden(self) -> int:
+        return self.feedforward or 4 * self.width
 
 
 class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
@@ -206,6 +242,7 @@ Hyperparameters = (
     | SequenceParameters
     | AutoencoderParameters
     | VaeParameters
+    | TransformerParameters
     | TranslationParameters
 )
 
@@ -382,6 +419,30 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.autoencoders.vae:build",
             description="Variational autoencoder, which makes new items, too; its encoder learns from labels, too",
             objectives=("elbo", *SUPERVISED),
+        ),
+        Card(
+            name="transformer",
+            modalities=("text",),
+            hyperparameters=TranslatorParameters,
+            builder="models.transformer:build",
+            description="Transformer: an encoder that reads a text, a decoder that writes its translation",
+            objectives=("translation",),
+        ),
+        Card(
+            name="transformer_encoder",
+            modalities=("text",),
+            hyperparameters=TransformerParameters,
+            builder="models.transformer_encoder:build",
+            description="Transformer encoder that reads texts both ways, with a vocabulary of its own",
+            objectives=(*SUPERVISED, "masked_tokens"),
+        ),
+        Card(
+            name="transformer_decoder",
+            modalities=("text",),
+            hyperparameters=TransformerParameters,
+            builder="models.transformer_decoder:build",
+            description="Transformer decoder, causal: a language model with a vocabulary of its own",
+            objectives=("next_token",),
         ),
     )
 }

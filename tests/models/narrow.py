@@ -23,3 +23,7 @@ SMALL_CODES: list[tuple[str, dict[str, Any]]] = [
     ("vae", {"features": 4, "latent": 3}),
     ("vae", {"image_size": 16, "channels": [4, 8]}),
 ]
+
+
+# The Transformers' sizes: of the encoder's, of the decoder's, of both together.
+TRANSFORMER: dict[str, Any] = {"layers": 2, "heads": 2, "width": 16}
