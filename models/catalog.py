@@ -18,7 +18,10 @@ Modality = Literal["image", "text", "vector", "series"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "maxout", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus", "rbf"
 ]
+Vote = Literal["mean", "majority"]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+MOST_MEMBERS = 32
+MOST_PASSES = 256
 
 
 class EfficientNetLiteParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,6 +154,21 @@ class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
     pooling: bool = True
 
 
+class EnsembleParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`vote`: the mean of the members' answers, or what most of them answer."""
+
+    members: Annotated[tuple[ModelSpec, ...], msgspec.Meta(min_length=2, max_length=MOST_MEMBERS)]
+    vote: Vote = "mean"
+
+
+class McDropoutParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`passes`: through `member`, each without other units; `shapes`: of what each call of a dropout layer drops."""
+
+    member: ModelSpec
+    passes: Annotated[int, msgspec.Meta(ge=2, le=MOST_PASSES)]
+    shapes: tuple[tuple[Positive, ...], ...]
+
+
 Hyperparameters = (
     EfficientNetLiteParameters
     | MlpParameters
@@ -159,7 +177,14 @@ Hyperparameters = (
     | CnnParameters
     | LeNetParameters
     | SequenceParameters
+    | EnsembleParameters
+    | McDropoutParameters
 )
+
+
+# Architectures that are made of other networks, by a recipe's `ensemble`.
+COMPOSED = ("ensemble", "mc_dropout")
+MADE_OF_OTHERS = "{} is made of other networks; name one of those, and say in `ensemble` how they are put together"
 
 
 # What a trunk with a head can learn.
@@ -318,6 +343,20 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="ensemble",
+            modalities=("image", "text", "vector", "series"),
+            hyperparameters=EnsembleParameters,
+            builder="models.ensemble:build",
+            description="Several networks that read the same input, answered for as one",
+        ),
+        Card(
+            name="mc_dropout",
+            modalities=("image", "text", "vector", "series"),
+            hyperparameters=McDropoutParameters,
+            builder="models.mc_dropout:build",
+            description="The same network several times, each time without other units",
         ),
     )
 }
