@@ -47,6 +47,7 @@ def _summary(manifest: Manifest) -> str:
         "regression": f"a regression of {count} number{'s' if count > 1 else ''}",
         "multi_task": f"one network with {len(manifest.heads)} heads",
         "embedding": "an encoder",
+        "translation": "a translation model",
     }
     return (
         f"This is {what[manifest.task]}, architecture `{manifest.model['architecture']}`, "
@@ -85,6 +86,9 @@ def _use(manifest: Manifest) -> str:
             )
             if path == "embeddings":
                 call = _json_call(path, manifest.name, '"data:image/png;base64,..."')
+        case TextInput(max_length=max_length) if manifest.task == "translation":
+            words = f"Texts of at most {max_length} tokens; a longer one is refused."
+            call = _json_call("completions", manifest.name, '"some text"', field="prompt")
         case TextInput(max_length=max_length):
             words = f"Texts; what is longer than {max_length} tokens is cut."
             call = _json_call(path, manifest.name, '"some text"')
@@ -99,8 +103,8 @@ def _use(manifest: Manifest) -> str:
     return f"{words}\n\n    {call}"
 
 
-def _json_call(path: str, name: str, sample: str) -> str:
-    body = f'{{"model": "{name}", "input": {sample}}}'
+def _json_call(path: str, name: str, sample: str, field: str = "input") -> str:
+    body = f'{{"model": "{name}", "{field}": {sample}}}'
     return f"curl http://127.0.0.1:8000/v1/{path} -H 'content-type: application/json' -d '{body}'"
 
 

@@ -20,7 +20,7 @@ from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as publish
 from export.parity import ParityError
 from export.reports.evaluation import Evaluation
-from finetune import automatic, bagging, joining, origin, preprocess
+from finetune import automatic, bagging, ensembles, origin, preprocess
 from finetune.admission import KIND_OF
 from finetune.bagging import Member, together
 from finetune.batches import evaluation_order
@@ -82,8 +82,10 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     recipe, seed = request.recipe, seed_of(request)
     start = origin.find(recipe.model, request.repository, request.backbones)
     joined = origin.joined(start, recipe, request.repository, request.backbones)
-    before = joining.objective_before(start.manifest) if joined and start.manifest else None
+    before = ensembles.objective_before(start.manifest) if joined and start.manifest else None
     section = objective_of(recipe.objective or before, start.spec.architecture)
+    if recipe.ensemble and (why := ensembles.contradiction(recipe.ensemble, section, start.spec.architecture)):
+        raise ValueError(why)
     wanted = wanted_of(section, recipe.data)
     dataset = open_training_data(request, start, wanted)
     modality = modality_of(dataset.kind)
@@ -104,7 +106,11 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     for problem in dataset.problems[:MOST_PROBLEMS]:
         reporter.event(f"left out {problem.place}: {problem.message}", level="warn", type="problem")
     prepare = partial(
-        preprocess.prepare, spec=reading.input, tokenizer=reading.tokenizer, progress=Preparation(reporter)
+        preprocess.prepare,
+        spec=reading.input,
+        tokenizer=reading.tokenizer,
+        written=reading.written,
+        progress=Preparation(reporter),
     )
     items = prepare(dataset, folder=request.folder / CACHE / "training")
 
@@ -124,7 +130,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             "give more data, or a validation file"
         )
     chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
-    objective = choice.build(section, dataset.answers, train.targets)
+    objective = choice.build(section, dataset.answers, train.targets, reading)
     if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
         raise ValueError(
             f"stopping.metric: {name_of(section)} does not measure {recipe.stopping.metric}; it measures "
@@ -147,9 +153,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         network = origin.load(start, reading.spec, dataset.answers, request.backbones)
         if start.folder is None:
             everything = partial(training.batch, np.arange(len(training)))
-            network.measure(
-                lambda: tensors(everything(), torch.device("cpu")), torch.from_numpy(training.targets).float()
-            )
+            numbers = np.zeros(0) if training.targets.dtype == object else training.targets  # texts have no scale
+            network.measure(lambda: tensors(everything(), torch.device("cpu")), torch.from_numpy(numbers).float())
         if isinstance(recipe.ensemble, McDropout):
             row = {name: torch.from_numpy(value) for name, value in training.batch(np.arange(1)).items()}
             network = mc_dropout(network, recipe.ensemble.passes, member.seed, row)
@@ -176,6 +181,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
 
     def measure(items: Items, words: str) -> Evaluation:
         found = report(evaluate(network, items, objective, 2 * chosen.batch_size, check), items, objective)
+        found = objective.examined(network, items, found, check)
         figures = found.figures()
         shown = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in objective.metrics or figures)
         reporter.event(f"{shown} on {found.samples:,} {words}", type="evaluation", data=figures)
@@ -207,6 +213,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         labels=dataset.labels,
         heads=dataset.answers.heads,
         tokenizer=reading.tokenizer,
+        output_text=reading.written.spec if reading.written else None,
+        output_tokenizer=reading.written.tokenizer if reading.written else None,
         validation=(validation.batch(rows) for rows in evaluation_order(len(validation), PARITY_BATCH)),
         metrics={
             **found.figures(),

@@ -10,7 +10,7 @@ from models.catalog import ARCHITECTURES
 from models.spec import HeadTask, Task
 
 # What an architecture learns by when the recipe does not say.
-DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy()}
+DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy(), "translation": recipe.Translation()}
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
     recipe.CrossEntropy: "classification",
@@ -21,6 +21,7 @@ TASKS: dict[type[Objective], str] = {
     recipe.AbsoluteError: "regression",
     recipe.Gaussian: "regression",
     recipe.MultiTask: "multi_task",
+    recipe.Translation: "translation",
 }
 
 
@@ -44,6 +45,8 @@ def task_of(objective: Objective, targets: Targets) -> Task:
     if isinstance(objective, recipe.MultiTask):
         heads = {name: _head(head.objective, targets.heads[name], name) for name, head in objective.heads.items()}
         return spec.MultiTask(heads)
+    if isinstance(objective, recipe.Translation):
+        return spec.Translation()
     return _head(objective, targets.labels, "objective")
 
 

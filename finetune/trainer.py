@@ -205,13 +205,13 @@ def gradients(
     Returns the sum of the loss over all of them, and the weight that makes it a mean. Every piece is divided by the
     weight of the whole step, so that accumulating changes memory and nothing else.
     """
-    weight = objective.weight(torch.from_numpy(items.targets[positions]))
+    weight = objective.weight(torch.from_numpy(items.batch_targets(positions)))
     mine = np.array_split(positions, accelerator.num_processes)[accelerator.process_index]
     pieces = [piece for piece in np.array_split(mine, recipe.gradient_accumulation) if len(piece)]
     total = torch.zeros((), device=accelerator.device)
     for piece in pieces:
         inputs = tensors(items.batch(piece), accelerator.device)
-        targets = torch.from_numpy(items.targets[piece]).to(accelerator.device)
+        targets = torch.from_numpy(items.batch_targets(piece)).to(accelerator.device)
         mix = None
         if augment is not None:
             inputs[0], mix = augment(inputs[0])

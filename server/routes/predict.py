@@ -10,7 +10,7 @@ from litestar import asgi
 from litestar.types import Receive, Scope, Send
 
 from server.exchange import Exchange, Usage, encoder, handle
-from server.head_answer import HeadAnswer, Range, head_answer, interval, values
+from server.head_answer import HeadAnswer, Range, head_answer, interval, sure, values
 from server.routes.classify import DEFAULT_THRESHOLD, DEFAULT_TOP_K, Threshold, check_top_k
 from server.rows import read_request
 from server.runtime.model import Model
@@ -27,11 +27,13 @@ class PredictRequest(msgspec.Struct):
 
 class Predicted(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The answer for one input. Of a regression `values` by the names of the targets, and `interval` where it is
-    known; of a model with several `heads` the answer of each. What a model does not give is left out."""
+    known; of a model with several `heads` the answer of each. `uncertainty`: the deviation of what the networks of an
+    ensemble answer. What a model does not give is left out."""
 
     index: int
     values: dict[str, float] | None = None
     interval: dict[str, Range] | None = None
+    uncertainty: dict[str, float] | None = None
     heads: dict[str, HeadAnswer] | None = None
 
 
@@ -64,7 +66,13 @@ def predicted(model: Model, index: int, row: Any, request: PredictRequest) -> Pr
     """row: one of the answer "predict" (`server.runtime.answers`)."""
     manifest = model.manifest
     if manifest.task == "regression":
-        return Predicted(index=index, values=values(manifest.labels, row), interval=interval(manifest.labels, row))
+        found, apart = sure(row)
+        return Predicted(
+            index=index,
+            values=values(manifest.labels, found),
+            interval=interval(manifest.labels, found),
+            uncertainty=None if apart is None else dict(zip(manifest.labels, apart.tolist(), strict=True)),
+        )
     heads = {
         name: head_answer(head.task, head.labels, row[name], request.top_k, request.threshold)
         for name, head in manifest.heads.items()
