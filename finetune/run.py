@@ -37,10 +37,11 @@ from finetune.preprocess import Items, tensors
 from finetune.recipe import Hyperparameters, McDropout, Recipe
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
-from finetune.task import describe, name_of, objective_of, task_of
-from models import catalog, registry
+from finetune.task import describe, name_of, objective_of, suits, task_of
+from models import catalog, heads, registry
 from models.mc_dropout import mc_dropout
-from models.network import Network
+from models.network import Headed, Network
+from models.spec import MultiTask
 
 __all__ = ["Cancelled", "JobFailed", "Reporter", "RunRequest", "run"]
 
@@ -48,6 +49,9 @@ PARITY_BATCH = 32
 TOLD_SECONDS = 2.0
 MOST_PROBLEMS = 20
 CACHE = "cache"
+# Images that statistics are taken of, and those that are shown.
+MOST_IMAGES = 4096
+SHOWN = 10
 
 
 def run(request: RunRequest, reporter: Reporter) -> Manifest:
@@ -86,6 +90,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     section = objective_of(recipe.objective or before, start.spec.architecture)
     if recipe.ensemble and (why := ensembles.contradiction(recipe.ensemble, section, start.spec.architecture)):
         raise ValueError(why)
+    suits(section, start.spec)
     wanted = wanted_of(section, recipe.data)
     dataset = open_training_data(request, start, wanted)
     modality = modality_of(dataset.kind)
@@ -130,6 +135,9 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             "give more data, or a validation file"
         )
     chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
+    if isinstance(task, MultiTask):
+        for items, words in ((train, "training"), (validation, "validation"), (test, "test")):
+            check_heads(task, items, words)
     objective = choice.build(section, dataset.answers, train.targets, reading)
     if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
         raise ValueError(
@@ -151,10 +159,16 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     def begin(training: Items, member: Member) -> Network:
         torch.manual_seed(member.seed)
         network = origin.load(start, reading.spec, dataset.answers, request.backbones)
+        numbers = np.zeros(0) if training.targets.dtype == object else training.targets  # texts have no scale
+        targets = torch.from_numpy(numbers).float()
         if start.folder is None:
-            everything = partial(training.batch, np.arange(len(training)))
-            numbers = np.zeros(0) if training.targets.dtype == object else training.targets  # texts have no scale
-            network.measure(lambda: tensors(everything(), torch.device("cpu")), torch.from_numpy(numbers).float())
+            every = 1 + len(training) // MOST_IMAGES if modality == "image" else 1
+            measured = partial(training.batch, np.arange(0, len(training), every))
+            network.measure(lambda: tensors(measured(), torch.device("cpu")), targets)
+        elif not origin.keeps_head(start, reading.spec, dataset.answers):
+            for part in network.modules():
+                if isinstance(part, Headed):
+                    heads.measure(part.head, part.task, targets)
         if isinstance(recipe.ensemble, McDropout):
             row = {name: torch.from_numpy(value) for name, value in training.batch(np.arange(1)).items()}
             network = mc_dropout(network, recipe.ensemble.passes, member.seed, row)
@@ -187,11 +201,29 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         reporter.event(f"{shown} on {found.samples:,} {words}", type="evaluation", data=figures)
         return found
 
+    def calibrate() -> None:
+        objective.calibrate(
+            evaluate(network, validation, objective, 2 * chosen.batch_size, check).kept, validation.targets
+        )
+        if not objective.intervals():
+            reporter.event(
+                f"{len(validation):,} validation items are too few to tell in which interval 95 in 100 numbers lie",
+                level="warn",
+            )
+
+    # Intervals hold for the weights that are published, and how well they do is seen on items they were not taken from.
+    keeps = recipe.stopping is None or recipe.stopping.retrain == "keep"
+    calibrates = objective.calibrates and keeps
+    if calibrates and len(test):
+        calibrate()
     held_out, which = (test, "test") if len(test) else (validation, "validation")
     only = trained[0].result if len(trained) == 1 else None
     found = measure(held_out, f"{which} items" + (f", with the weights of step {only.best_step:,}" if only else ""))
-    validated = only.best_metrics if only else measure(validation, "validation items, together").figures()
-    if trained and recipe.stopping is not None and recipe.stopping.retrain != "keep":
+    if calibrates and not len(test):
+        calibrate()
+    together_on = measure(validation, "validation items") if len(test) and not only else found
+    validated = only.best_metrics if only else together_on.figures()
+    if trained and not keeps:
         network = together(train_again(lesson, trained), recipe.ensemble)
         if len(test):
             found = measure(test, "test items, after learning from the validation split, too")
@@ -205,6 +237,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         reporter.event(stage)
 
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # which its stub lacks
+    network.eval()
+    shown = tensors(held_out.batch(np.arange(min(SHOWN, len(held_out)))), torch.device("cpu"))
     return publish(
         network,
         name=request.name,
@@ -212,6 +246,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         input=reading.input,
         labels=dataset.labels,
         heads=dataset.answers.heads,
+        intervals=objective.intervals(),
         tokenizer=reading.tokenizer,
         output_text=reading.written.spec if reading.written else None,
         output_tokenizer=reading.written.tokenizer if reading.written else None,
@@ -229,7 +264,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             training_sha256=request.training.sha256,
             validation_sha256=request.validation.sha256 if request.validation else None,
         ),
-        extra_files=curves(trained),
+        extra_files={**curves(trained), **objective.pictures(network, shown)},
         progress=tell,
     )
 
@@ -289,6 +324,16 @@ def open_training_data(request: RunRequest, start: origin.Origin, wanted: Wanted
     number = np.array([before.index(label) for label in dataset.labels], np.int64)
     classes = number[dataset.targets]
     return replace(dataset, answers=Targets(before, classes, classes))
+
+
+def check_heads(task: MultiTask, items: Items, words: str) -> None:
+    """Raises ValueError naming a head that none of the items has a label for."""
+    for name, part in heads.split_targets(task.heads, torch.from_numpy(items.targets)).items():
+        if len(part) and part.isnan().all():
+            raise ValueError(
+                f"head {name!r}: none of the {len(part):,} {words} items has a label for it; give more data, or a "
+                "validation file"
+            )
 
 
 def modality_of(kind: Kind) -> catalog.Modality:

@@ -14,6 +14,8 @@ from export.processing.answers import probabilities
 # One value a row: an array whose first axis is the rows, or a list.
 Rows = np.ndarray | Sequence[Any]
 
+RECONSTRUCTED = ("reconstruction", "error", "embedding")
+
 
 class Unsure(NamedTuple):
     """One row of an answer by several networks, and how far they are apart: float32 [], of numbers [targets]."""
@@ -35,7 +37,8 @@ def answers(manifest: Manifest) -> dict[str, Answer]:
 
     classify: probabilities float32 [labels]. embedding: features float32 [width]. predict: of a regression float32 [1,
     targets] of the values, or [3, targets] of values and the ends of their intervals; of several heads all of these by
-    the name of the head. Where the graph has an output "uncertainty", rows are `Unsure`.
+    the name of the head; of an autoencoder the reconstruction, the error and the embedding by these names.
+    Where the graph has an output "uncertainty", rows are `Unsure`.
     """
     found: dict[str, Answer] = {}
     unsure = tuple(output.name for output in manifest.outputs if output.name == "uncertainty")
@@ -50,9 +53,17 @@ def answers(manifest: Manifest) -> dict[str, Answer]:
         case "multi_task":
             names = tuple(output.name for output in manifest.outputs if output.name != "embedding")
             found["predict"] = Answer(names, lambda outputs: _heads(manifest, outputs))
+        case "reconstruction":
+            found["predict"] = Answer(RECONSTRUCTED, _reconstructed)
     if any(output.name == "embedding" for output in manifest.outputs):
         found["embedding"] = Answer(("embedding",), lambda outputs: outputs["embedding"])
     return found
+
+
+def _reconstructed(outputs: Mapping[str, np.ndarray]) -> Rows:
+    """One dict a row."""
+    columns = [outputs[name] for name in RECONSTRUCTED]
+    return [dict(zip(RECONSTRUCTED, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _heads(manifest: Manifest, outputs: Mapping[str, np.ndarray]) -> Rows:
