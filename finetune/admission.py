@@ -87,6 +87,11 @@ def admit(
             suits(objective, recipe.model)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
+    if recipe.ensemble is not None:
+        if why := ensembles.contradiction(recipe.ensemble, objective, architecture):
+            raise Refused(why.partition(":")[0], why)
+        if isinstance(recipe.ensemble, McDropout) and architecture is not None:
+            drops(recipe.model, architecture, repository)
     wanted = wanted_of(objective, recipe.data)
     if reasons := usable(report, recipe.data, wanted):
         raise Unusable("training_file", "; ".join(reasons))
@@ -101,11 +106,6 @@ def admit(
     if members and labels and labels != members[0].labels:
         answered = quoted(members[0].labels)
         raise Refused("training_file", f"training_file: has the labels {quoted(labels)}; the models answer {answered}")
-    if recipe.ensemble is not None:
-        if why := ensembles.contradiction(recipe.ensemble, objective, architecture):
-            raise Refused(why.partition(":")[0], why)
-        if isinstance(recipe.ensemble, McDropout) and architecture is not None:
-            drops(recipe.model, architecture, repository)
     if isinstance(recipe.model, ModelSpec):
         fits(recipe.model, objective, labels)
     if recipe.stopping is not None and recipe.stopping.retrain != "keep" and recipe.validation_file is not None:
