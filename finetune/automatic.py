@@ -92,10 +92,9 @@ def choose(recipe: Recipe, modality: Modality, items: int, *, pretrained: bool) 
     rate = given.learning_rate
     if rate == "auto":
         optimizer: Literal["adamw", "sgd"] = "sgd" if isinstance(recipe.optimizer, Sgd) else "adamw"
-        head_only = recipe.transfer.freeze == "all" and recipe.transfer.unfreeze_epoch is None
         multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
         rate = multiplier * learning_rate(
-            modality, optimizer, step_items=step_items, pretrained=pretrained, head_only=head_only
+            modality, optimizer, step_items=step_items, pretrained=pretrained, head_only=recipe.transfer.head_only
         )
         if isinstance(recipe.optimizer, RmsProp):
             rate *= 1.0 - recipe.optimizer.momentum

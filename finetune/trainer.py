@@ -92,7 +92,7 @@ def fit(
     if network.input_names == ("pixels",):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
     optimizer = optim.build(network, recipe.optimizer, recipe.transfer)
-    frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze)
+    frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze, recipe.transfer.train_last)
     held = frozen
     augment = augmentation.build(recipe.augmentation)
 
