@@ -27,6 +27,13 @@ def logistic(items: HeldOut) -> float:
     return float(model.score(test, items.test.targets))
 
 
+def logistic_of_first(items: HeldOut) -> float:
+    """Accuracy of the same on the first of several columns of targets."""
+    learned, test = scaled(items)
+    model = logistic_regression().fit(learned, items.learned.targets[:, 0])
+    return float(model.score(test, items.test.targets[:, 0]))
+
+
 def logistic_of_each_label(items: HeldOut) -> float:
     """Macro F1 of a logistic regression for each label."""
     learned, test = scaled(items)
@@ -40,6 +47,12 @@ def ridge(items: HeldOut) -> float:
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 5, 17)))
     model.fit(learned, items.learned.targets)
     return float(r2_score(items.test.targets, model.predict(test)))
+
+
+def mean(items: HeldOut) -> float:
+    """R² of the mean of the items that are learned from."""
+    answered = np.full_like(items.test.targets, items.learned.targets.mean())
+    return float(r2_score(items.test.targets, answered))
 
 
 def words(items: HeldOut) -> float:

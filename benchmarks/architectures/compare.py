@@ -44,14 +44,21 @@ def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, c
     """The rows whose runs are done. Raises RuntimeError when the server answers one of them with an error."""
     done = [row for row in rows if row.run.name in trained]
     figures: dict[tuple[str, Measure, str], float] = {}
+
+    def figure(row: Row, measure: Measure, items: HeldOut) -> float:
+        same = (row.run.file, measure, repr((row.run.recipe.data, row.run.recipe.seed)))
+        if same not in figures:
+            figures[same] = measure(items)
+        return figures[same]
+
     found: list[Compared] = []
     with tempfile.TemporaryDirectory() as home, server(Path(home), runs.repository(folder)) as (pid, port):
         for row in track(done, "baselines, and requests over HTTP", console=console):
             one = trained[row.run.name]
             items = held_out(data.prepared(row.run.file, runs.files(folder)), row.run.recipe)
-            same = (row.run.file, row.measure, repr((row.run.recipe.data, row.run.recipe.seed)))
-            if same not in figures:
-                figures[same] = row.measure(items)
+            words = row.baseline
+            if row.also is not None:
+                words += f" ({row.also[0]}: {figure(row, row.also[1], items):.3f})"
             found.append(
                 Compared(
                     title=row.title,
@@ -60,8 +67,8 @@ def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, c
                     metric=row.metric,
                     better=row.better,
                     figure=one.metrics[row.metric],
-                    baseline=row.baseline,
-                    baseline_figure=figures[same],
+                    baseline=words,
+                    baseline_figure=figure(row, row.measure, items),
                     trained=one,
                     latency=latency(pid, port, read_manifest(one.bundle(folder)), content(items)),
                 )

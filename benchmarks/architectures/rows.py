@@ -9,7 +9,18 @@ from typing import Any, Literal
 from benchmarks.architectures import baselines
 from benchmarks.architectures.held_out import HeldOut
 from benchmarks.architectures.runs import Run
-from finetune.recipe import Data, Hyperparameters, Recipe
+from finetune.recipe import (
+    BinaryCrossEntropy,
+    Data,
+    Gaussian,
+    Head,
+    Hyperparameters,
+    MultiLabel,
+    MultiTask,
+    Objective,
+    Recipe,
+    SquaredError,
+)
 from models.spec import ModelSpec
 
 # The baseline's metric on the same items.
@@ -25,7 +36,8 @@ LANGUAGES = "Django's messages in 18 languages"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """title, task, data, baseline: as the document says. metric: of the published network on the test items."""
+    """title, task, data, baseline: as the document says. metric: of the published network on the test items. also: a
+    better simple model that the document mentions, by name; to be behind it is no failure."""
 
     title: str
     run: Run
@@ -35,6 +47,7 @@ class Row:
     better: Literal["more", "less"] = "more"
     baseline: str
     measure: Measure
+    also: tuple[str, Measure] | None = None
 
 
 def recipe(
@@ -109,25 +122,117 @@ def texts(name: str, architecture: str, *, epochs: int, rate: float, title: str 
     )
 
 
-ROWS: tuple[Row, ...] = (
-    Row(
-        title="mlp",
+def perceptron(
+    name: str,
+    *,
+    title: str,
+    task: str,
+    metric: str,
+    baseline: tuple[str, Measure],
+    label: str = "label",
+    objective: Objective | None = None,
+    better: Literal["more", "less"] = "more",
+) -> Row:
+    """An MLP with a head of some kind on digits as vectors, in a file of its own."""
+    return Row(
+        title=title,
         run=Run(
-            name="mlp",
-            file="digit-vectors.csv",
-            recipe=recipe("mlp", {"hidden": [256, 128], "dropout": 0.3}, epochs=15, rate=2e-3, batch=64),
+            name=name,
+            file=f"digit-{name.removeprefix('mlp-')}.csv",
+            recipe=recipe(
+                "mlp",
+                {"hidden": [256], "dropout": 0.3},
+                epochs=15,
+                rate=2e-3,
+                batch=64,
+                objective=objective,
+                data=Data(test=0.2, label_column=label),
+            ),
         ),
-        task="10 classes",
+        task=task,
         data=VECTORS,
+        metric=metric,
+        better=better,
+        baseline=baseline[0],
+        measure=baseline[1],
+    )
+
+
+ROWS: tuple[Row, ...] = (
+    perceptron(
+        "mlp-vectors",
+        title="mlp, softmax",
+        task="10 classes",
         metric="accuracy",
-        baseline="logistic regression on pixels",
-        measure=baselines.logistic,
+        baseline=("logistic regression on pixels", baselines.logistic),
+    ),
+    perceptron(
+        "mlp-parity",
+        title="mlp, one sigmoid",
+        task="odd or even",
+        metric="accuracy",
+        label="parity",
+        objective=BinaryCrossEntropy(),
+        baseline=("logistic regression on pixels", baselines.logistic),
+    ),
+    perceptron(
+        "mlp-words",
+        title="mlp, sigmoids",
+        task="set of 5 labels",
+        metric="macro_f1",
+        label="words",
+        objective=MultiLabel(),
+        baseline=("logistic regression for each label", baselines.logistic_of_each_label),
+    ),
+    perceptron(
+        "mlp-aspect",
+        title="mlp, squared error",
+        task="width over height of a digit",
+        metric="r2",
+        label="aspect",
+        objective=SquaredError(),
+        baseline=("ridge regression", baselines.ridge),
+    ),
+    Row(
+        title="mlp, Gaussian",
+        run=Run(
+            name="mlp-diabetes",
+            file="diabetes.csv",
+            recipe=recipe(
+                "mlp",
+                {"hidden": [32], "dropout": 0.3, "activation": "tanh"},
+                epochs=40,
+                rate=1e-3,
+                batch=16,
+                objective=Gaussian(),
+            ),
+        ),
+        task="progress of a disease, with its deviation",
+        data="diabetes, 442 patients",
+        metric="r2",
+        baseline="the mean",
+        measure=baselines.mean,
+        also=("ridge regression", baselines.ridge),
+    ),
+    perceptron(
+        "mlp-tasks",
+        title="mlp, three heads",
+        task="digit, parity and aspect at once",
+        metric="digit.accuracy",
+        objective=MultiTask(
+            heads={
+                "digit": Head(),
+                "parity": Head(objective=BinaryCrossEntropy()),
+                "aspect": Head(objective=SquaredError()),
+            }
+        ),
+        baseline=("logistic regression on pixels, digit alone", baselines.logistic_of_first),
     ),
     images("lenet5", "lenet5", epochs=6),
     images("alexnet", "alexnet", epochs=6, width=0.125, dropout=0.2),
     images("vgg11", "vgg", epochs=4, width=0.125, depth=11, title="vgg, 11 layers"),
     images("googlenet", "googlenet", epochs=3, width=0.125),
-    images("inception-v3", "inception_v3", epochs=3, width=0.125, title="inception_v3"),
+    images("inception-v3", "inception_v3", epochs=7, width=0.125, title="inception_v3"),
     images("resnet18", "resnet", epochs=3, width=0.125, title="resnet, 18 layers"),
     images("plain18", "resnet", epochs=3, width=0.125, skips=False, title="resnet without skips, 18 layers"),
     images("inception-resnet", "inception_resnet", epochs=3, width=0.125, repeats=(1, 2, 1), title="inception_resnet"),
