@@ -73,7 +73,10 @@ def status(rows: Sequence[Compared], failed: Mapping[str, str]) -> int:
 
 def needed(rows: Sequence[Row], claims: Sequence[Claim]) -> list[Run]:
     """Every run once, those of the rows first; with --only also the runs that they need."""
-    every = {run.name: run for run in (*(row.run for row in ROWS), *(run for one in CLAIMS for run in one.runs))}
+    every = {
+        run.name: run
+        for run in (*(run for row in ROWS for run in row.runs()), *(run for one in CLAIMS for run in one.runs))
+    }
     found: dict[str, Run] = {}
 
     def add(run: Run) -> None:
@@ -81,7 +84,7 @@ def needed(rows: Sequence[Row], claims: Sequence[Claim]) -> list[Run]:
             add(every[name])
         found[run.name] = run
 
-    for run in (*(row.run for row in rows), *(run for claim in claims for run in claim.runs)):
+    for run in (*(run for row in rows for run in row.runs()), *(run for claim in claims for run in claim.runs)):
         add(run)
     return list(found.values())
 

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from benchmarks.architectures import data, runs
 from benchmarks.architectures.held_out import HeldOut, held_out
-from benchmarks.architectures.rows import Measure, Row
+from benchmarks.architectures.rows import Figure, Measure, Row
 from benchmarks.architectures.runs import Trained
 from benchmarks.architectures.serving import Latency, latency
 from benchmarks.serving import server
@@ -42,13 +42,15 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, console: Console) -> list[Compared]:
     """The rows whose runs are done. Raises RuntimeError when the server answers one of them with an error."""
-    done = [row for row in rows if row.run.name in trained]
+    done = [row for row in rows if all(run.name in trained for run in row.runs())]
     figures: dict[tuple[str, Measure, str], float] = {}
 
-    def figure(row: Row, measure: Measure, items: HeldOut) -> float:
-        same = (row.run.file, measure, repr((row.run.recipe.data, row.run.recipe.seed)))
+    def figure(row: Row, reference: Measure | Figure, items: HeldOut) -> float:
+        if isinstance(reference, Figure):
+            return trained[(reference.run or row.run).name].metrics[reference.name]
+        same = (row.run.file, reference, repr((row.run.recipe.data, row.run.recipe.seed)))
         if same not in figures:
-            figures[same] = measure(items)
+            figures[same] = reference(items)
         return figures[same]
 
     found: list[Compared] = []

@@ -17,11 +17,16 @@ from sklearn.datasets import load_diabetes
 
 from demo import datasets
 from demo.datasets import png
+from demo.datasets import words as words_of
 from models.catalog import package_folder
 
 # Of the digits whose strokes enclose an area.
 LOOPS = (0, 6, 8, 9)
 PRIMES = (2, 3, 5, 7)
+
+
+# Of what is translated into Italian, beside English.
+SOURCES = ("es", "pt", "ca", "gl")
 
 
 class Missing(Exception):
@@ -125,6 +130,29 @@ def languages(path: Path) -> None:
     datasets.languages(path.parent / "languages")[0].rename(path)
 
 
+def other_languages(path: Path) -> None:
+    """The sentences in 18 languages that `languages` has in none of them."""
+    _, kept = datasets.languages(path.parent / "languages")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(kept)
+
+
+def translations(path: Path) -> None:
+    """Django's messages in several languages, each with its Italian translation."""
+    italian = {words_of(english): text for english, text in datasets.catalogue("it", shortest=1)}
+    rows = {(english, text) for english, text in datasets.catalogue("it", shortest=1)}
+    for source in SOURCES:
+        for english, text in datasets.catalogue(source, shortest=1):
+            if words_of(english) in italian:
+                rows.add((text, italian[words_of(english)]))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "translation"])
+        writer.writerows(sorted(rows))
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -145,4 +173,6 @@ FILES: dict[str, Callable[[Path], None]] = {
     "leaves.jsonl": partial(archived_series, name="OSULeaf"),
     "vowels.jsonl": partial(archived_series, name="JapaneseVowels"),
     "languages.csv": languages,
+    "other-languages.csv": other_languages,
+    "translations.csv": translations,
 }

@@ -4,33 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
+
+import msgspec
 
 from benchmarks.architectures import baselines
 from benchmarks.architectures.held_out import HeldOut
 from benchmarks.architectures.runs import Run
 from finetune.recipe import (
     BinaryCrossEntropy,
+    CrossEntropy,
     Data,
+    Elbo,
     Gaussian,
     Head,
     Hyperparameters,
+    L1Sparsity,
+    MaskedTokens,
     MultiLabel,
     MultiTask,
     Objective,
     Recipe,
+    Reconstruction,
     SquaredError,
 )
 from models.spec import ModelSpec
 
 # The baseline's metric on the same items.
 Measure = Callable[[HeldOut], float]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that a run has measured on the same items: the row's own run, or another."""
+
+    name: str
+    run: Run | None = None
+
+
 SEED = 1
 DIGITS = "MNIST digits, images of 32 × 32"
 COLUMNS = "MNIST digits, column by column"
 VECTORS = "MNIST digits, vectors"
 # A small vocabulary: its tokens are a few letters, which tell languages apart better than words.
 WORDS = {"vocabulary_size": 800, "embedding": 32, "max_length": 64}
+# Numbers that an autoencoder packs an image into.
+CODE = 16
 LANGUAGES = "Django's messages in 18 languages"
 
 
@@ -46,8 +66,13 @@ class Row:
     metric: str
     better: Literal["more", "less"] = "more"
     baseline: str
-    measure: Measure
-    also: tuple[str, Measure] | None = None
+    measure: Measure | Figure
+    also: tuple[str, Measure | Figure] | None = None
+
+    def runs(self) -> list[Run]:
+        """Its own, and those that it is compared with."""
+        references = [self.measure, *([self.also[1]] if self.also else [])]
+        return [self.run, *(one.run for one in references if isinstance(one, Figure) and one.run is not None)]
 
 
 def recipe(
@@ -122,6 +147,49 @@ def texts(name: str, architecture: str, *, epochs: int, rate: float, title: str 
     )
 
 
+def autoencoder(
+    name: str,
+    *,
+    title: str,
+    epochs: int,
+    rate: float,
+    architecture: str = "autoencoder",
+    objective: Objective | None = None,
+    components: int = CODE,
+    **parameters: Any,
+) -> Row:
+    """A network that packs a digit into CODE numbers, or what the `parameters` say."""
+    size = {"image_size": 28, "channels": (), **({"code": CODE} if architecture == "autoencoder" else {})}
+    return Row(
+        title=title,
+        run=Run(
+            name=name,
+            file="digits.zip",
+            recipe=recipe(architecture, {**size, **parameters}, epochs=epochs, rate=rate, objective=objective),
+        ),
+        task=f"the image again from {CODE} numbers",
+        data="MNIST digits, images of 28 × 28",
+        metric="explained_variance",
+        baseline=f"PCA, {components} components",
+        measure=partial(baselines.principal_components, code=components),
+    )
+
+
+def translator(name: str, architecture: str, *, title: str, epochs: int, rate: float, **parameters: Any) -> Row:
+    """A network that writes Italian."""
+    sizes = {"vocabulary_size": 1500, "max_length": 48, "dropout": 0.1, **parameters}
+    made = recipe(architecture, sizes, epochs=epochs, rate=rate, data=Data(test=0.15), max_length=48)
+    return Row(
+        title=title,
+        run=Run(name=name, file="translations.csv", recipe=made),
+        task="translation into Italian",
+        data="Django's messages in English, Spanish, Portuguese, Catalan and Galician",
+        metric="chrf",
+        baseline="the source as it is",
+        measure=baselines.copy_of_source,
+    )
+
+
 def perceptron(
     name: str,
     *,
@@ -156,6 +224,22 @@ def perceptron(
         baseline=baseline[0],
         measure=baseline[1],
     )
+
+
+TRANSFORMER = {"vocabulary_size": 1500, "layers": 2, "heads": 4, "width": 64}
+RNN = {"embedding": 64, "width": 96}
+ENCODER = ModelSpec(architecture="transformer_encoder", hyperparameters=TRANSFORMER)
+MASKED = Run(
+    name="masked",
+    file="languages.csv",
+    recipe=recipe("transformer_encoder", TRANSFORMER, epochs=25, rate=2e-3, max_length=64, objective=MaskedTokens()),
+)
+
+
+def few_labels(name: str, model: str | ModelSpec, needs: tuple[str, ...] = ()) -> Run:
+    """An encoder that tells languages apart, from random weights or from a published model."""
+    made = recipe("", None, epochs=25, rate=1e-3, data=Data(test=0.6), objective=CrossEntropy(), max_length=64)
+    return Run(name=name, file="other-languages.csv", recipe=msgspec.structs.replace(made, model=model), needs=needs)
 
 
 ROWS: tuple[Row, ...] = (
@@ -254,6 +338,72 @@ ROWS: tuple[Row, ...] = (
         metric="accuracy",
         baseline="logistic regression on all steps",
         measure=baselines.steps,
+    ),
+    autoencoder("linear", title="autoencoder, linear", epochs=40, rate=2e-3, components=CODE - 1, hidden=()),
+    autoencoder("dense", title="autoencoder, dense", epochs=25, rate=1e-3, hidden=(256,)),
+    autoencoder("convolutional", title="autoencoder, convolutional", epochs=12, rate=2e-3, channels=(8, 16)),
+    autoencoder(
+        "denoising",
+        title="autoencoder, denoising",
+        epochs=25,
+        rate=1e-3,
+        hidden=(256,),
+        objective=Reconstruction(noise=0.1),
+    ),
+    autoencoder(
+        "sparse",
+        title="autoencoder, sparse",
+        epochs=25,
+        rate=1e-3,
+        hidden=(256,),
+        objective=Reconstruction(sparsity=L1Sparsity(weight=1e-5)),
+    ),
+    autoencoder(
+        "contractive",
+        title="autoencoder, contractive",
+        epochs=12,
+        rate=1e-3,
+        hidden=(256,),
+        objective=Reconstruction(contraction=1e-5),
+    ),
+    autoencoder(
+        "vae", title="vae", architecture="vae", epochs=25, rate=1e-3, hidden=(256,), latent=CODE, objective=Elbo()
+    ),
+    translator("seq2seq", "seq2seq", title="seq2seq without attention", epochs=15, rate=3e-3, attention="none", **RNN),
+    translator("seq2seq-attention", "seq2seq", title="seq2seq with attention", epochs=15, rate=3e-3, **RNN),
+    translator("transformer", "transformer", title="transformer", epochs=20, rate=1e-3, **TRANSFORMER),
+    Row(
+        title="transformer_encoder, pre-training",
+        run=MASKED,
+        task="hidden tokens, without labels",
+        data=LANGUAGES,
+        metric="token_accuracy",
+        baseline="the most frequent token",
+        measure=Figure("unigram_accuracy"),
+    ),
+    Row(
+        title="transformer_encoder, few labels",
+        run=few_labels("few-labels", "masked", needs=("masked",)),
+        task="18 languages",
+        data="other messages of Django's, about 20 with a label for each language",
+        metric="accuracy",
+        baseline="logistic regression on tf-idf of words",
+        measure=baselines.words,
+        also=("from random weights", Figure("accuracy", few_labels("few-labels-scratch", ENCODER))),
+    ),
+    Row(
+        title="transformer_decoder",
+        run=Run(
+            name="decoder",
+            file="languages.csv",
+            recipe=recipe("transformer_decoder", TRANSFORMER, epochs=12, rate=2e-3, max_length=64),
+        ),
+        task="the next token",
+        data=LANGUAGES,
+        metric="perplexity",
+        better="less",
+        baseline="unigram",
+        measure=Figure("unigram_perplexity"),
     ),
     texts("convnet1d-words", "convnet1d", epochs=8, rate=3e-3, title="convnet1d, text", width=64),
 )
