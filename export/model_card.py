@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from export.bundle import Manifest
-from export.processing.inputs import ImageInput, SeriesInput, TextInput
+from export.processing.inputs import ImageInput, LatentInput, SeriesInput, TextInput
 from export.reports.evaluation import Evaluation
 
 MOST_LABELS = 50
@@ -26,7 +26,11 @@ def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None)
 
 
 def _summary(manifest: Manifest) -> str:
-    what = {"classification": f"a classifier with {len(manifest.labels)} labels", "embedding": "an encoder"}
+    what = {
+        "classification": f"a classifier with {len(manifest.labels)} labels",
+        "embedding": "an encoder",
+        "generation": "a generator of images",
+    }
     return (
         f"This is {what[manifest.task]}, architecture `{manifest.model['architecture']}`, "
         f"exported on {manifest.created_at:%Y-%m-%d}."
@@ -47,6 +51,12 @@ def _use(manifest: Manifest) -> str:
         case TextInput(max_length=max_length):
             words = f"Texts; what is longer than {max_length} tokens is cut."
             call = _json_call(path, manifest.name, '"some text"')
+        case LatentInput(size=size, images=images):
+            words = f"Images of {images.width} x {images.height} pixels are made from {size} standard normal numbers."
+            call = (
+                "curl http://127.0.0.1:8000/v1/images/generations -H 'content-type: application/json' "
+                f'-d \'{{"model": "{manifest.name}", "n": 4, "seed": 1}}\''
+            )
         case SeriesInput(channels=channels, max_length=max_length):
             words = f"Series of at most {max_length:,} steps, {channels} number{'s' * (channels > 1)} each."
             call = _json_call(path, manifest.name, "[0.0, ...]" if channels == 1 else "[[0.0, ...], ...]")

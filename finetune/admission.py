@@ -14,7 +14,7 @@ from finetune.data.validation import Report, usable
 from finetune.data.validation import labels as labels_of
 from finetune.data.wanted import wanted_of
 from finetune.recipe import CrossEntropy, KlDivergence, Name, Objective, Recipe
-from finetune.task import TASKS, name_of, objective_of
+from finetune.task import TASKS, contradiction, name_of, objective_of
 from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
 from models.spec import Classification, Embedding, ModelSpec, tag
 
@@ -69,6 +69,8 @@ def admit(
             objective = objective_of(recipe.objective, architecture)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
+    if found := contradiction(objective, recipe):
+        raise Refused(*found)
     wanted = wanted_of(objective, recipe.data)
     if reasons := usable(report, recipe.data, wanted):
         raise Unusable("training_file", "; ".join(reasons))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from export import bundle
 from export.bundle import Manifest
 from export.processing.images import open_image
-from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
 from finetune.data.datasets import Dataset
 from finetune.data.targets import Targets
 from finetune.recipe import Recipe
@@ -49,7 +49,7 @@ class Reading:
     """How data enter a network: its complete spec, the graph's input, and for texts the tokenizer.json."""
 
     spec: ModelSpec
-    input: InputSpec
+    input: DataInput
     tokenizer: bytes | None = None
 
 
@@ -84,6 +84,8 @@ def read(
     """
     parameters = catalog.hyperparameters(origin.spec)
     before = origin.manifest.input if origin.manifest else None
+    if isinstance(before, LatentInput):
+        before = before.images
     if dataset.kind == "table":
         features, known = len(dataset.content(0)), getattr(parameters, "features", None)
         if known not in (None, features):
@@ -98,6 +100,8 @@ def read(
         return _read_texts(origin, parameters, recipe, task, backbones)
     assert dataset.kind == "images"
     size: int = recipe.image_size or getattr(parameters, "image_size")  # noqa: B009 - every image architecture has it
+    if isinstance(parameters, catalog.GanParameters) and origin.folder and size != parameters.image_size:
+        raise ValueError(f"image_size: {origin.name} makes images of {parameters.image_size} pixels a side, not {size}")
     spec = _complete(origin.spec, task, image_size=size)
     if isinstance(before, ImageInput):
         return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))

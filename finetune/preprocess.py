@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from export.processing.images import decode_image
-from export.processing.inputs import BadInput, ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.processing.inputs import BadInput, DataInput, ImageInput, SeriesInput, TextInput, VectorInput
 from export.processing.series import pad_series, series
 from export.processing.text import TextProcessor, pad
 from export.processing.vectors import vector
@@ -60,7 +60,7 @@ class Items:
 
 
 def prepare(
-    dataset: Dataset, spec: InputSpec, tokenizer: bytes | None, folder: Path, progress: Callable[[int, int], None]
+    dataset: Dataset, spec: DataInput, tokenizer: bytes | None, folder: Path, progress: Callable[[int, int], None]
 ) -> Items:
     """All items of `dataset` as `spec` says.
 

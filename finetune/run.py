@@ -31,11 +31,11 @@ from finetune.data.wanted import Wanted, wanted_of
 from finetune.evaluate import evaluate, report
 from finetune.objectives import choice
 from finetune.preprocess import Items, tensors
-from finetune.recipe import Hyperparameters, Recipe
+from finetune.recipe import Adversarial, Hyperparameters, Recipe
 from finetune.retraining import retrain
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
-from finetune.task import describe, name_of, objective_of, task_of
+from finetune.task import contradiction, describe, name_of, objective_of, task_of
 from models import catalog
 from models.network import Network
 
@@ -79,6 +79,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     recipe, seed = request.recipe, seed_of(request)
     start = origin.find(recipe.model, request.repository, request.backbones)
     section = objective_of(recipe.objective, start.spec.architecture)
+    if nonsense := contradiction(section, recipe):
+        raise ValueError(nonsense[1])
     wanted = wanted_of(section, recipe.data)
     dataset = open_training_data(request, start, wanted)
     modality = modality_of(dataset.kind)
@@ -115,7 +117,13 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
             "give more data, or a validation file"
         )
-    chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
+    chosen = automatic.choose(
+        recipe,
+        modality,
+        len(train),
+        pretrained=start.pretrained,
+        adversarial=isinstance(section, Adversarial),
+    )
     objective = choice.build(section, dataset.answers, train.targets)
     if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
         raise ValueError(
@@ -244,7 +252,8 @@ def seed_of(request: RunRequest) -> int:
 def settle(recipe: Recipe, chosen: automatic.Chosen, seed: int) -> Recipe:
     """The recipe with its seed and numbers in the place of "auto": what to run again for the same result."""
     numbers = Hyperparameters(n_epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate)
-    return msgspec.structs.replace(recipe, seed=seed, method=None, hyperparameters=numbers)
+    optimizer = chosen.optimizer if recipe.optimizer == "auto" else recipe.optimizer
+    return msgspec.structs.replace(recipe, seed=seed, method=None, hyperparameters=numbers, optimizer=optimizer)
 
 
 def fingerprint(settled: Recipe, request: RunRequest, start: str) -> str:

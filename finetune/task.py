@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from finetune import recipe
 from finetune.data.targets import Targets
-from finetune.recipe import Objective
+from finetune.recipe import Adversarial, Objective, Recipe
 from models import spec
 from models.catalog import ARCHITECTURES
 from models.spec import HeadTask, Task
 
 # What an architecture learns by when the recipe does not say.
-DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy()}
+DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy(), "adversarial": recipe.Adversarial()}
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
     recipe.CrossEntropy: "classification",
@@ -21,6 +21,7 @@ TASKS: dict[type[Objective], str] = {
     recipe.AbsoluteError: "regression",
     recipe.Gaussian: "regression",
     recipe.MultiTask: "multi_task",
+    recipe.Adversarial: "generation",
 }
 
 
@@ -39,11 +40,35 @@ def objective_of(given: Objective | None, architecture: str) -> Objective:
     return given
 
 
+def contradiction(objective: Objective, recipe: Recipe) -> tuple[str, str] | None:
+    """A field of the recipe that makes no sense with its objective, and why; None when there is none."""
+    if not isinstance(objective, Adversarial):
+        return None
+    stopping, augmentation = recipe.stopping, recipe.augmentation
+    if recipe.transfer.freeze is not None:
+        return "transfer.freeze", "transfer.freeze: each player of an adversarial game learns as a whole"
+    if augmentation.mixup or augmentation.cutmix:
+        field = "augmentation.mixup" if augmentation.mixup else "augmentation.cutmix"
+        return field, f"{field}: mixed images are none that a generator is to make"
+    if recipe.terms:
+        return "terms", "terms: an adversarial game has no head whose answers or features could be penalized"
+    told = "the loss of an adversarial game does not tell how good the images are"
+    if stopping is not None and stopping.metric == "loss":
+        return "stopping.metric", f"stopping.metric: {told}; take frechet_distance"
+    if stopping is not None and stopping.retrain == "continue":
+        return "stopping.retrain", f"stopping.retrain: {told}; take scratch"
+    if recipe.schedule.decay == "plateau":
+        return "schedule.decay", f"schedule.decay: {told}; take cosine, linear, step or constant"
+    return None
+
+
 def task_of(objective: Objective, targets: Targets) -> Task:
     """The task that `objective` teaches with these targets. Raises ValueError when they do not fit it."""
     if isinstance(objective, recipe.MultiTask):
         heads = {name: _head(head.objective, targets.heads[name], name) for name, head in objective.heads.items()}
         return spec.MultiTask(heads)
+    if isinstance(objective, recipe.Adversarial):
+        return spec.Generation()
     return _head(objective, targets.labels, "objective")
 
 
@@ -77,4 +102,6 @@ def describe(task: Task, targets: Targets) -> str:
             return f"{count} number{'s' if count > 1 else ''}"
         case spec.MultiTask(heads):
             return f"{len(heads)} tasks at once ({', '.join(heads)})"
+        case spec.Generation():
+            return "to make images"
     return spec.tag(task).replace("_", " ")

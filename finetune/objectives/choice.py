@@ -7,6 +7,7 @@ import numpy as np
 from finetune import recipe
 from finetune.data.targets import Targets
 from finetune.objectives import cross_entropy
+from finetune.objectives.adversarial import Adversarial
 from finetune.objectives.objective import Objective
 
 
@@ -18,4 +19,6 @@ def build(section: recipe.Objective, targets: Targets, train: np.ndarray) -> Obj
     match section:
         case recipe.CrossEntropy() | recipe.KlDivergence():
             return cross_entropy.build(section, targets.labels, train)
+        case recipe.Adversarial():
+            return Adversarial(section)
     raise NotImplementedError(type(section).__name__)

@@ -16,12 +16,14 @@ class Objective:
     of devices, then add up to exactly the mean over all of them.
 
     metrics: names of figures that stopping may watch beside "loss". falling: those of which less is better.
-    keeps_last: whether the weights of the last step are the ones to keep, not those of the best evaluation.
+    keeps_last: whether the weights of the last step are the ones to keep, not those with the lowest loss.
+    steps_in_round: in a round of several steps each teaches its own part of the network, the others have no gradient.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
     falling: ClassVar[frozenset[str]] = frozenset()
     keeps_last: ClassVar[bool] = False
+    steps_in_round: int = 1
 
     def outputs(
         self, model: nn.Module, inputs: list[Tensor], targets: Tensor, step: int | None

@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from export.bundle import Lineage, Manifest, Parity, TensorSpec
-from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.bundle import GraphSpec, Lineage, Manifest, Parity, TensorSpec
+from export.processing.inputs import ImageInput, InputSpec, LatentInput, SeriesInput, TextInput, VectorInput
 from export.publish import publish, staging
 
 WIDTH = 4
@@ -95,6 +95,59 @@ def publish_texts(repository: Path, name: str = "days", max_length: int = 16) ->
     return _publish(repository, name, spec, inputs, nodes, matrix, ["good", "bad"], constants, files)
 
 
+def publish_generator(repository: Path, name: str = "shades-of-grey", *, beside: bool = False) -> Manifest:
+    """Images of 6 x 4 pixels from 3 numbers: red, green and blue are 128 + 32 times one of them each, everywhere.
+
+    beside: whether the graph stands beside another that reads vectors, as in a variational autoencoder.
+    """
+    matrix = 32.0 * np.tile(np.eye(3, dtype=np.float32), 24)
+    nodes = [
+        helper.make_node("MatMul", ["latent", "matrix"], ["centred"]),
+        helper.make_node("Add", ["centred", "middle"], ["numbers"]),
+        helper.make_node("Round", ["numbers"], ["whole"]),
+        helper.make_node("Clip", ["whole", "least", "most"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], ["flat"], to=TensorProto.UINT8),
+        helper.make_node("Reshape", ["flat", "shape"], ["image"]),
+    ]
+    constants = [
+        numpy_helper.from_array(matrix, "matrix"),
+        *(
+            numpy_helper.from_array(np.float32(value), named)
+            for named, value in (("middle", 128), ("least", 0), ("most", 255))
+        ),
+        numpy_helper.from_array(np.array([-1, 4, 6, 3]), "shape"),
+    ]
+    inputs = [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["batch", 3])]
+    outputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 6, 3])]
+    graph = helper.make_graph(nodes, name, inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    described = GraphSpec(inputs=[_tensor(value) for value in inputs], outputs=[_tensor(value) for value in outputs])
+    if beside:
+        vectors = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
+        flat = [helper.make_node("Identity", ["vector"], ["flat"])]
+        weights = np.ones((2, WIDTH), np.float32)
+        files = {"generator.onnx": model.SerializeToString()}
+        labels, graphs = ["above", "below"], {"generator": described}
+        return _publish(repository, name, VectorInput(features=2), vectors, flat, weights, labels, None, files, graphs)
+    with staging(repository) as folder:
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        draft = Manifest(
+            name=name,
+            version=0,
+            created_at=datetime.now(UTC),
+            task="generation",
+            input=LatentInput(size=3, images=ImageInput(height=4, width=6)),
+            inputs=described.inputs,
+            outputs=described.outputs,
+            model={"architecture": "gan", "hyperparameters": {}},
+            parity=Parity(samples=1, largest_difference=0.0, tolerance=1e-4, top1_disagreements=0, batch_sizes=[1]),
+            lineage=Lineage(base_model="gan"),
+            files={},
+        )
+        return publish(folder, repository, draft)
+
+
 def _publish(
     repository: Path,
     name: str,
@@ -105,6 +158,7 @@ def _publish(
     labels: list[str],
     constants: list[onnx.TensorProto] | None = None,
     files: dict[str, bytes] | None = None,
+    graphs: dict[str, GraphSpec] | None = None,
 ) -> Manifest:
     """flat · matrix is the embedding; its first number and its negative are the logits of the two labels."""
     head = np.zeros((WIDTH, 2), np.float32)
@@ -134,6 +188,7 @@ def _publish(
             input=spec,
             inputs=[_tensor(value) for value in inputs],
             outputs=[_tensor(value) for value in outputs],
+            graphs=graphs or {},
             labels=labels,
             model={"architecture": "mlp", "hyperparameters": {}},
             metrics={"accuracy": 1.0},
