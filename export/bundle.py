@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,11 +35,25 @@ class GraphSpec(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[TensorSpec]
 
 
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """In a share `coverage` of all cases the truth i lies between value i - margin and value i + margin.
+
+    gaussian: the margin is `margins[i]` deviations of the answer, which the network gives. conformal: it is
+    `margins[i]` itself, in the data's units, for every answer; from what held-out items were missed by.
+    """
+
+    method: Literal["gaussian", "conformal"]
+    coverage: float
+    margins: list[float]
+
+
 class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several heads: its task ("classification", "regression", ...) and what its outputs are called."""
+    """One of several heads: its task ("classification", "regression", ...) and what its outputs are called. interval:
+    of its numbers, where it is known."""
 
     task: str
     labels: list[str]
+    interval: Interval | None = None
 
 
 class FileDigest(msgspec.Struct, frozen=True):
@@ -81,9 +95,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a server must know.
 
     task: the tag of the ModelSpec's task. inputs, outputs: of model.onnx; graphs: of every other `<name>.onnx`.
-    labels: labels[i] names logit i, or value i. output_text: the texts
-    that a translation writes. heads: the same for each of several heads. model: the complete
-    ModelSpec as JSON data.
+    labels: labels[i] names logit i, or value i; of a binary model, logit 0 is that of labels[1]. interval: of the
+    values, where it is known. heads: the same for each of several heads. output_text: the texts that a translation
+    writes. model: the complete ModelSpec as JSON data.
     """
 
     format: int = FORMAT
@@ -97,6 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[TensorSpec]
     graphs: dict[str, GraphSpec] = {}
     labels: list[str] = []
+    interval: Interval | None = None
     heads: dict[str, Head] = {}
     model: dict[str, Any]
     metrics: dict[str, float] = {}

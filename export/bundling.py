@@ -35,6 +35,8 @@ def bundle(
     labels: Sequence[str],
     heads: Mapping[str, list[str]] | None = None,
     tokenizer: bytes | None,
+    output_text: TextInput | None = None,
+    output_tokenizer: bytes | None = None,
     validation: Iterable[Mapping[str, np.ndarray]],
     metrics: Mapping[str, float],
     evaluation: Evaluation | None,
@@ -46,9 +48,9 @@ def bundle(
 
     input: how the network's own inputs are read.
     labels: one for each logit or value, none for an embedding. heads: labels of each of several heads. tokenizer:
-    tokenizer.json, for texts. validation: batches of the network's inputs that PyTorch and ONNX Runtime are compared
-    on. extra_files: more files by name. progress: told of each stage in a sentence. Raises ParityError, and then
-    nothing is published.
+    tokenizer.json, for texts. output_text, output_tokenizer: of the texts that are written. validation: batches of
+    the network's inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name. progress: told
+    of each stage in a sentence. Raises ParityError, and then nothing is published.
     """
     task = complete(network.spec)
     several = task.heads if isinstance(task, MultiTask) else {}
@@ -67,6 +69,9 @@ def bundle(
         if isinstance(input, TextInput):
             assert tokenizer is not None, "a text model needs its tokenizer"
             (folder / input.tokenizer).write_bytes(tokenizer)
+        if output_text is not None:
+            assert output_tokenizer is not None, "a text model needs its tokenizer"
+            (folder / output_text.tokenizer).write_bytes(output_tokenizer)
         if evaluation is not None:
             (folder / "evaluation.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)))
             evaluation.plot(folder / "evaluation.png")
@@ -82,6 +87,7 @@ def bundle(
             created_at=datetime.now(UTC),
             task=tag(task),
             input=served_input(main, input),
+            output_text=output_text,
             inputs=main.inputs,
             outputs=main.outputs,
             graphs=graphs,

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from export.bundle import Manifest
+from export.bundle import Interval, Manifest
 from export.processing.inputs import ImageInput, LatentInput, SeriesInput, TextInput
 from export.reports.evaluation import Evaluation
 
 MOST_LABELS = 50
+# Where a model of a task is asked under /v1, if not for its embeddings.
+PATHS = {
+    "classification": "classify",
+    "binary": "classify",
+    "multi_label": "classify",
+    "regression": "predict",
+    "multi_task": "predict",
+}
 
 
 def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None) -> str:
     """Markdown. `manifest` may still lack its version and files; `licence` is that of the base model's weights."""
     parts = [f"# {manifest.name}", _summary(manifest), "## Use", _use(manifest)]
     if manifest.labels:
-        shown = ", ".join(f"`{label}`" for label in manifest.labels[:MOST_LABELS])
-        more = len(manifest.labels) - MOST_LABELS
-        parts += ["## Labels", shown + (f" and {more} more (see manifest.json)" if more > 0 else "")]
+        title = "Numbers" if manifest.task == "regression" else "Labels"
+        parts += [f"## {title}", _listed(manifest.labels)]
+    if manifest.interval is not None:
+        parts.append(_interval(manifest.labels, manifest.interval))
+    for name, head in manifest.heads.items():
+        parts += [f"## Head `{name}`: {head.task.replace('_', ' ')}", _listed(head.labels)]
+        if head.interval is not None:
+            parts.append(_interval(head.labels, head.interval))
     if evaluation is not None:
         parts += ["## Evaluation", f"On {evaluation.samples} held-out samples (evaluation.json, evaluation.png):"]
         parts.append(evaluation.words())
@@ -26,10 +39,16 @@ def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None)
 
 
 def _summary(manifest: Manifest) -> str:
+    count = len(manifest.labels)
     what = {
-        "classification": f"a classifier with {len(manifest.labels)} labels",
+        "classification": f"a classifier with {count} labels",
+        "binary": f"a classifier of two labels, {' and '.join(manifest.labels)}",
+        "multi_label": f"a classifier that gives any number of {count} labels at once",
+        "regression": f"a regression of {count} number{'s' if count > 1 else ''}",
+        "multi_task": f"one network with {len(manifest.heads)} heads",
         "embedding": "an encoder",
         "generation": "a generator of images",
+        "translation": "a translation model",
     }
     return (
         f"This is {what[manifest.task]}, architecture `{manifest.model['architecture']}`, "
@@ -37,8 +56,28 @@ def _summary(manifest: Manifest) -> str:
     )
 
 
+def _listed(labels: list[str]) -> str:
+    more = len(labels) - MOST_LABELS
+    shown = ", ".join(f"`{label}`" for label in labels[:MOST_LABELS])
+    return shown + (f" and {more} more (see manifest.json)" if more > 0 else "")
+
+
+def _interval(names: list[str], interval: Interval) -> str:
+    share = f"{100 * interval.coverage:g} in 100"
+    if interval.method == "gaussian":
+        return (
+            f"The true number is taken to lie within {interval.margins[0]:.2f} deviations of the answer in {share} "
+            "cases: the network learned a deviation for each answer, as of a normal distribution."
+        )
+    margins = ", ".join(f"`{name}` ± {margin:.4g}" for name, margin in zip(names, interval.margins, strict=True))
+    return (
+        f"The true number lies in the interval in {share} cases, of items like those of the validation split: "
+        f"{margins} (split conformal: what so many of them were missed by at most)."
+    )
+
+
 def _use(manifest: Manifest) -> str:
-    path = "classify" if manifest.task == "classification" else "embeddings"
+    path = PATHS.get(manifest.task, "embeddings")
     match manifest.input:
         case ImageInput(height=height, width=width, resize=resize):
             words = f"Images of any size; they are brought to {width} x {height} pixels ({resize})."
@@ -46,8 +85,11 @@ def _use(manifest: Manifest) -> str:
                 f"curl 'http://127.0.0.1:8000/v1/{path}?model={manifest.name}' "
                 "-H 'content-type: image/png' --data-binary @image.png"
             )
-            if manifest.task == "embedding":
+            if path == "embeddings":
                 call = _json_call(path, manifest.name, '"data:image/png;base64,..."')
+        case TextInput(max_length=max_length) if manifest.task == "translation":
+            words = f"Texts of at most {max_length} tokens; a longer one is refused."
+            call = _json_call("completions", manifest.name, '"some text"', field="prompt")
         case TextInput(max_length=max_length):
             words = f"Texts; what is longer than {max_length} tokens is cut."
             call = _json_call(path, manifest.name, '"some text"')
@@ -68,8 +110,8 @@ def _use(manifest: Manifest) -> str:
     return f"{words}\n\n    {call}"
 
 
-def _json_call(path: str, name: str, sample: str) -> str:
-    body = f'{{"model": "{name}", "input": {sample}}}'
+def _json_call(path: str, name: str, sample: str, field: str = "input") -> str:
+    body = f'{{"model": "{name}", "{field}": {sample}}}'
     return f"curl http://127.0.0.1:8000/v1/{path} -H 'content-type: application/json' -d '{body}'"
 
 

@@ -75,10 +75,11 @@ def admit(
     if reasons := usable(report, recipe.data, wanted):
         raise Unusable("training_file", "; ".join(reasons))
     kinds = {KIND_OF[one]: one for one in ARCHITECTURES[architecture].modalities} if architecture else {}
-    if kinds and report.kind not in kinds:
+    kind: Kind = "text" if report.kind == "pairs" else report.kind
+    if kinds and kind not in kinds:
         learns = " or ".join(f"{one} data ({kind})" for kind, one in kinds.items())
         raise Refused("training_file", f"training_file: holds {report.kind}, and {stem} learns from {learns}")
-    if kinds and (field := recipe.augmentation.misplaced(kinds[report.kind])):
+    if kinds and (field := recipe.augmentation.misplaced(kinds[kind])):
         raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {report.kind}")
     labels = list(labels_of(report, recipe.data) or ()) if wanted.kind == "class" else []
     if isinstance(recipe.model, ModelSpec):

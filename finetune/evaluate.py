@@ -38,7 +38,7 @@ def evaluate(
     order = evaluation_order(len(items), batch_size, items.lengths)
     for positions in order:
         between()
-        targets = torch.from_numpy(items.targets[positions]).to(device)
+        targets = torch.from_numpy(items.batch_targets(positions)).to(device)
         with torch.no_grad():
             outputs = objective.outputs(network, tensors(items.batch(positions), device), targets, None)
             total += float(objective.loss(outputs, targets))

@@ -17,8 +17,9 @@ from export.processing.images import open_image
 from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
 from finetune.data.datasets import Dataset
 from finetune.data.targets import Targets
+from finetune.preprocess import Written
 from finetune.recipe import Recipe
-from finetune.vocabulary import PAD, tokens_of, train_tokenizer
+from finetune.vocabulary import BOS, EOS, PAD, tokens_of, train_tokenizer
 from models import catalog, registry
 from models.backbones import weights
 from models.network import Network
@@ -28,6 +29,7 @@ from models.spec import ModelSpec, Task
 LOOKED_AT = 200
 # Tokens that a text may have where neither recipe nor model says.
 TEXT_LENGTH = 256
+TARGET_TOKENIZER = "target_tokenizer.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,13 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How data enter a network: its complete spec, the graph's input, and for texts the tokenizer.json."""
+    """How data enter a network: its complete spec, the graph's input, and for texts the tokenizer.json. written: the
+    texts that it learns to write."""
 
     spec: ModelSpec
     input: DataInput
     tokenizer: bytes | None = None
+    written: Written | None = None
 
 
 def find(model: str | ModelSpec, repository: Path, backbones: Mapping[str, str]) -> Origin:
@@ -92,6 +96,8 @@ def read(
             raise ValueError(f"the data have {features} columns of numbers, {origin.name} takes {known}")
         spec = _complete(origin.spec, task, features=features)
         return Reading(spec=spec, input=VectorInput(features=features, names=dataset.features))
+    if isinstance(parameters, catalog.TranslationParameters):
+        return _read_pairs(origin, parameters, recipe, dataset, learned, task)
     if isinstance(parameters, catalog.SequenceParameters):
         if dataset.kind == "series":
             return _read_series(origin, parameters, recipe, dataset, task)
@@ -201,6 +207,35 @@ def _read_words(
         tokenizer = train_tokenizer((dataset.content(int(item)) for item in learned), parameters.vocabulary_size)
     spec = _complete(origin.spec, task, vocabulary=tokens_of(tokenizer), max_length=length)
     return Reading(spec=spec, input=input, tokenizer=tokenizer)
+
+
+def _read_pairs(
+    origin: Origin,
+    parameters: catalog.TranslationParameters,
+    recipe: Recipe,
+    dataset: Dataset,
+    learned: np.ndarray,
+    task: Task,
+) -> Reading:
+    """With both vocabularies of the published model, or with two that are learned now."""
+    length = recipe.max_length or parameters.max_length or TEXT_LENGTH
+    if origin.folder is not None and origin.manifest is not None and isinstance(origin.manifest.input, TextInput):
+        assert origin.manifest.output_text is not None, "a published translation has one"
+        source, target = origin.manifest.input, origin.manifest.output_text
+        tokenizers = [(origin.folder / spec.tokenizer).read_bytes() for spec in (source, target)]
+    else:
+        source = TextInput(max_length=length, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
+        target = msgspec.structs.replace(source, tokenizer=TARGET_TOKENIZER)
+        texts = ((dataset.content(int(item)) for item in learned), dataset.targets[learned])
+        tokenizers = [train_tokenizer(side, parameters.vocabulary_size) for side in texts]
+    source, target = (msgspec.structs.replace(spec, max_length=length) for spec in (source, target))
+    vocabularies = {"vocabulary": tokens_of(tokenizers[0]), "target_vocabulary": tokens_of(tokenizers[1])}
+    return Reading(
+        spec=_complete(origin.spec, task, **vocabularies, max_length=length),
+        input=source,
+        tokenizer=tokenizers[0],
+        written=Written(target, tokenizers[1]),
+    )
 
 
 def _complete(spec: ModelSpec, task: Task, **hyperparameters: Any) -> ModelSpec:

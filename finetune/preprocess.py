@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from export.processing.series import pad_series, series
 from export.processing.text import TextProcessor, pad
 from export.processing.vectors import vector
 from finetune.data.datasets import Dataset
+from finetune.vocabulary import PAD
 
 # Above this, decoded images live in a file that is mapped into memory: the page cache keeps what fits.
 IN_MEMORY_BYTES = 2**30
@@ -34,10 +36,19 @@ Inputs = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
+class Written:
+    """Texts that a network learns to write, and the tokenizer.json of their tokens."""
+
+    spec: TextInput
+    tokenizer: bytes
+
+
+@dataclass(frozen=True)
 class Items:
     """Some items of a data set, ready for the graph.
 
-    targets: int64 [items]. lengths: int64 [items], tokens of texts and steps of series; None for the others.
+    targets: [items, ...] as `finetune.data.targets` has them; of texts, one int64 [tokens] an item, as objects.
+    lengths: int64 [items], tokens of texts and steps of series; None for the others.
     collate: rows of the data set → graph inputs by name; rows: int64 [items], those of these items.
     """
 
@@ -53,6 +64,11 @@ class Items:
         """Graph inputs of the items at `positions` int64 [batch], padded to the longest of them."""
         return self.collate(self.rows[positions])
 
+    def batch_targets(self, positions: np.ndarray) -> np.ndarray:
+        """Targets of the items at `positions`, [batch, ...]; of texts int64 [batch, tokens], padded behind the end."""
+        found = self.targets[positions]
+        return pad(found, PAD, max_length=0, multiple=1)[0] if found.dtype == object else found
+
     def select(self, positions: np.ndarray) -> Items:
         """The items at `positions`; nothing is prepared again."""
         lengths = None if self.lengths is None else self.lengths[positions]
@@ -60,21 +76,40 @@ class Items:
 
 
 def prepare(
-    dataset: Dataset, spec: DataInput, tokenizer: bytes | None, folder: Path, progress: Callable[[int, int], None]
+    dataset: Dataset,
+    spec: DataInput,
+    tokenizer: bytes | None,
+    folder: Path,
+    progress: Callable[[int, int], None],
+    written: Written | None = None,
 ) -> Items:
     """All items of `dataset` as `spec` says.
 
     tokenizer: tokenizer.json, for texts. folder: where a large image array may lie. progress: called with the items
-    done and in all, every few hundred; what it raises ends the work. Raises BadInput naming the item that is wrong.
+    done and in all, every few hundred; what it raises ends the work. written: of targets that are texts. Raises
+    BadInput naming the item that is wrong.
     """
     if isinstance(spec, ImageInput):
         return _images(dataset, spec, folder, progress)
     if isinstance(spec, TextInput):
         assert tokenizer is not None, "texts need a tokenizer"
-        return _texts(dataset, spec, tokenizer, progress)
+        items = _texts(dataset, spec, tokenizer, progress)
+        return items if written is None else replace(items, targets=written_tokens(dataset.targets, written))
     if isinstance(spec, SeriesInput):
         return _series(dataset, spec, progress)
     return _vectors(dataset, spec, progress)
+
+
+def written_tokens(texts: np.ndarray, written: Written) -> np.ndarray:
+    """The tokens of each of `texts`, str [items] as objects: int64 [tokens] as objects, [BOS] … [EOS], cut at
+    max_length. What is cut does not end there, so that nobody learns to end in the middle of a sentence."""
+    most = written.spec.max_length
+    processor = TextProcessor(msgspec.structs.replace(written.spec, max_length=most + 1), written.tokenizer)
+    found = np.empty(len(texts), object)
+    for start in range(0, len(texts), CHUNK):
+        for row, ids in enumerate(processor.encode(list(texts[start : start + CHUNK])), start):
+            found[row] = np.array(ids[:most], np.int64)
+    return found
 
 
 def tensors(inputs: Inputs, device: torch.device) -> list[Tensor]:

@@ -49,6 +49,7 @@ class Data(Part, frozen=True, kw_only=True):
     """Which columns hold what, and how the split is made when there is no validation file.
 
     target_columns: for several numbers an item; empty: the label column holds the one.
+    translation_column: of pairs, whose sources are in the text column.
     Split by item (duplicates stay on one side), stratified by class, seeded by the recipe's seed. `test` is held out
     from training and from stopping; the published metrics are measured on it (on validation when it is 0).
     """
@@ -58,6 +59,7 @@ class Data(Part, frozen=True, kw_only=True):
     image_column: str = "image"
     label_column: str = "label"
     target_columns: tuple[str, ...] = ()
+    translation_column: str = "translation"
     validation: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.1
     test: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
 
@@ -131,7 +133,14 @@ class Adversarial(Part, frozen=True, kw_only=True, tag="adversarial", tag_field=
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=0.5)] = 0.0
 
 
-Objective = HeadObjective | KlDivergence | MultiTask | Adversarial
+class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field="type"):
+    """A text from a text, by the cross-entropy of its every token given those before it. label_smoothing: the share of
+    the probability that is spread over all tokens (Vaswani et al. 2017, section 5.4)."""
+
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
+
+
+Objective = HeadObjective | KlDivergence | MultiTask | Adversarial | Translation
 
 
 class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):

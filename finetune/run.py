@@ -99,7 +99,11 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     for problem in dataset.problems[:MOST_PROBLEMS]:
         reporter.event(f"left out {problem.place}: {problem.message}", level="warn", type="problem")
     prepare = partial(
-        preprocess.prepare, spec=reading.input, tokenizer=reading.tokenizer, progress=Preparation(reporter)
+        preprocess.prepare,
+        spec=reading.input,
+        tokenizer=reading.tokenizer,
+        written=reading.written,
+        progress=Preparation(reporter),
     )
     items = prepare(dataset, folder=request.folder / CACHE / "training")
 
@@ -124,7 +128,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         pretrained=start.pretrained,
         adversarial=isinstance(section, Adversarial),
     )
-    objective = choice.build(section, dataset.answers, train.targets)
+    objective = choice.build(section, dataset.answers, train.targets, reading)
     if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
         raise ValueError(
             f"stopping.metric: {name_of(section)} does not measure {recipe.stopping.metric}; it measures "
@@ -144,9 +148,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         network = origin.load(start, reading.spec, dataset.answers, request.backbones)
         if start.folder is None:
             everything = partial(training.batch, np.arange(len(training)))
-            network.measure(
-                lambda: tensors(everything(), torch.device("cpu")), torch.from_numpy(training.targets).float()
-            )
+            numbers = np.zeros(0) if training.targets.dtype == object else training.targets  # texts have no scale
+            network.measure(lambda: tensors(everything(), torch.device("cpu")), torch.from_numpy(numbers).float())
         return network
 
     network = begin(train)
@@ -160,6 +163,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
 
     def measure(items: Items, words: str) -> Evaluation:
         found = report(evaluate(network, items, objective, 2 * chosen.batch_size, check), items, objective)
+        found = objective.examined(network, items, found, check)
         figures = found.figures()
         shown = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in objective.metrics or figures)
         reporter.event(f"{shown} on {found.samples:,} {words}", type="evaluation", data=figures)
@@ -200,6 +204,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         labels=dataset.labels,
         heads=dataset.answers.heads,
         tokenizer=reading.tokenizer,
+        output_text=reading.written.spec if reading.written else None,
+        output_tokenizer=reading.written.tokenizer if reading.written else None,
         validation=(validation.batch(rows) for rows in evaluation_order(len(validation), PARITY_BATCH)),
         metrics={**found.figures(), **{f"validation_{name}": value for name, value in result.best_metrics.items()}},
         evaluation=found,

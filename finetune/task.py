@@ -10,7 +10,11 @@ from models.catalog import ARCHITECTURES
 from models.spec import HeadTask, Task
 
 # What an architecture learns by when the recipe does not say.
-DEFAULTS: dict[str, Objective] = {"cross_entropy": recipe.CrossEntropy(), "adversarial": recipe.Adversarial()}
+DEFAULTS: dict[str, Objective] = {
+    "cross_entropy": recipe.CrossEntropy(),
+    "adversarial": recipe.Adversarial(),
+    "translation": recipe.Translation(),
+}
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
     recipe.CrossEntropy: "classification",
@@ -22,6 +26,7 @@ TASKS: dict[type[Objective], str] = {
     recipe.Gaussian: "regression",
     recipe.MultiTask: "multi_task",
     recipe.Adversarial: "generation",
+    recipe.Translation: "translation",
 }
 
 
@@ -69,6 +74,8 @@ def task_of(objective: Objective, targets: Targets) -> Task:
         return spec.MultiTask(heads)
     if isinstance(objective, recipe.Adversarial):
         return spec.Generation()
+    if isinstance(objective, recipe.Translation):
+        return spec.Translation()
     return _head(objective, targets.labels, "objective")
 
 

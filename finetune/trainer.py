@@ -18,6 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+# DistributedDataParallel imports it when the first network is wrapped; its functions' defaults would then hold the
+# process group for ever, whose threads, never joined, may drop a last tensor while the interpreter ends, and abort it.
+import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast
@@ -164,6 +168,7 @@ def fit(
             break
 
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
+    accelerator.free_memory()
     if until is None:
         network.load_state_dict(best)
     network.eval()
@@ -203,13 +208,13 @@ def gradients(
     Returns the sum of the loss over all of them, and the weight that makes it a mean. Every piece is divided by the
     weight of the whole step, so that accumulating changes memory and nothing else.
     """
-    weight = objective.weight(torch.from_numpy(items.targets[positions]))
+    weight = objective.weight(torch.from_numpy(items.batch_targets(positions)))
     mine = np.array_split(positions, accelerator.num_processes)[accelerator.process_index]
     pieces = [piece for piece in np.array_split(mine, recipe.gradient_accumulation) if len(piece)]
     total = torch.zeros((), device=accelerator.device)
     for piece in pieces:
         inputs = tensors(items.batch(piece), accelerator.device)
-        targets = torch.from_numpy(items.targets[piece]).to(accelerator.device)
+        targets = torch.from_numpy(items.batch_targets(piece)).to(accelerator.device)
         mix = None
         if augment is not None:
             inputs[0], mix = augment(inputs[0])

@@ -143,6 +143,19 @@ class RecurrentParameters(SequenceParameters, frozen=True, kw_only=True):
     bidirectional: bool = False
 
 
+class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is read is a text of `vocabulary` tokens, what is written one of `target_vocabulary`; None: from the data.
+
+    vocabulary_size: how many tokens are learned from the texts of a new model, at most, on either side.
+    max_length: of texts in tokens, on either side, the rest is cut off (None: 256).
+    """
+
+    vocabulary: Positive | None = None
+    target_vocabulary: Positive | None = None
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=260, le=200_000)] = 8_000
+    max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
+
+
 class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
     """`windows`: widths of the convolutions, in stages over series (None: 7, 5, 3) and side by side over texts
     (None: 3, 4, 5); `pooling`: halve the length of a series between stages."""
@@ -174,6 +187,7 @@ Hyperparameters = (
     | LeNetParameters
     | SequenceParameters
     | GanParameters
+    | TranslationParameters
 )
 
 

@@ -24,6 +24,7 @@ from server.routes.health import Health
 from server.routes.images import ImagesAnswer, ImagesRequest
 from server.routes.jobs import CheckpointList, EventList, JobList, JobObject
 from server.routes.models import ModelDetails, ModelList
+from server.routes.predict import PredictAnswer
 
 VERSION = "0.1.0"
 WORDS = """Fine-tune networks over HTTP and ask them.
@@ -38,6 +39,13 @@ TEXT: Json = {"type": "string"}
 BINARY: Json = {"type": "string", "format": "binary"}
 MODEL: Json = {"type": "string", "description": 'a served model, "name" or "name:version"'}
 TOP_K: Json = {"type": "integer", "minimum": 1, "default": 5, "description": "how many labels to answer"}
+THRESHOLD: Json = {
+    "type": "number",
+    "minimum": 0,
+    "maximum": 1,
+    "default": 0.5,
+    "description": "the least probability of a label that is answered, where a model answers sets of labels",
+}
 VECTOR: Json = {"type": "array", "items": {"type": "number"}}
 VECTORS: Json = {"type": "array", "items": VECTOR}
 INPUT: Json = {
@@ -48,12 +56,17 @@ INPUT: Json = {
 CLASSIFY: Json = {
     "type": "object",
     "required": ["model", "input"],
-    "properties": {"model": MODEL, "input": INPUT, "top_k": TOP_K},
+    "properties": {"model": MODEL, "input": INPUT, "top_k": TOP_K, "threshold": THRESHOLD},
 }
 CLASSIFY_FORM: Json = {
     "type": "object",
     "required": ["model", "file"],
-    "properties": {"model": MODEL, "top_k": TOP_K, "file": {"type": "array", "items": BINARY}},
+    "properties": {
+        "model": MODEL,
+        "top_k": TOP_K,
+        "threshold": THRESHOLD,
+        "file": {"type": "array", "items": BINARY},
+    },
 }
 EMBED: Json = {
     "type": "object",
@@ -91,6 +104,22 @@ JOB_ID = parameter("job_id", "path", TEXT, "id of a fine-tuning job")
 TIMEOUT = parameter(
     "X-Request-Timeout", "header", {"type": "number", "exclusiveMinimum": 0}, "seconds to wait at most, then 408"
 )
+
+# What the routes take that read any kind of input in any form.
+INFERENCE = [
+    parameter("model", "query", TEXT, "the model, beside a raw body"),
+    parameter("top_k", "query", TOP_K, "how many labels to answer, beside a raw body"),
+    parameter("threshold", "query", THRESHOLD, "of the labels in a set, beside a raw body"),
+    TIMEOUT,
+]
+INPUTS: dict[str, Any] = {
+    "application/json": CLASSIFY,
+    "multipart/form-data": CLASSIFY_FORM,
+    "application/octet-stream": BINARY,
+    "image/png": BINARY,
+    "image/jpeg": BINARY,
+    "text/plain": TEXT,
+}
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,22 +264,24 @@ OPERATIONS = (
         tag="inference",
         summary="Classify texts, images or vectors",
         description="JSON or a form with one or more inputs; or the raw bytes of one with ?model= in the address. "
-        "application/octet-stream is what the graph takes: float32 numbers, uint8 pixels of the model's size.",
-        parameters=[
-            parameter("model", "query", TEXT, "the model, beside a raw body"),
-            parameter("top_k", "query", TOP_K, "how many labels to answer, beside a raw body"),
-            TIMEOUT,
-        ],
-        body={
-            "application/json": CLASSIFY,
-            "multipart/form-data": CLASSIFY_FORM,
-            "application/octet-stream": BINARY,
-            "image/png": BINARY,
-            "image/jpeg": BINARY,
-            "text/plain": TEXT,
-        },
+        "application/octet-stream is what the graph takes: float32 numbers, uint8 pixels of the model's size. "
+        "Answers one of several classes, or the set of labels over the threshold.",
+        parameters=INFERENCE,
+        body=INPUTS,
         example={"model": "languages", "input": ["Guten Morgen", "bonjour"], "top_k": 3},
         answer=json(ClassifyAnswer),
+    ),
+    Operation(
+        method="post",
+        path="/v1/predict",
+        tag="inference",
+        summary="Predict numbers, or what several heads answer",
+        description="The body is as for /v1/classify. Numbers come by the names of the targets, with the interval "
+        "that they lie in, in 95 of 100 cases, where the model knows it; of a model with several heads, each answers.",
+        parameters=INFERENCE,
+        body=INPUTS,
+        example={"model": "prices", "input": [[0.2, 1.5], [0.1, 0.7]]},
+        answer=json(PredictAnswer),
     ),
     Operation(
         method="post",

@@ -23,6 +23,33 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shares
 
 
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """float32 [...] to probabilities of the same shape; the exponent is never positive: no overflow."""
+    small = np.exp(-np.abs(logits))
+    shares: np.ndarray = np.where(logits >= 0, 1.0, small) / (1.0 + small)
+    return shares
+
+
+def probabilities(task: str, logits: np.ndarray) -> np.ndarray:
+    """Of each label: those of classes add up to 1, those of a set of labels stand for themselves.
+
+    logits: float32 [batch, labels]; [batch, 1] of a binary head, which gives [batch, 2].
+    """
+    match task:
+        case "classification":
+            return softmax(logits)
+        case "binary":
+            return sigmoid(np.concatenate([-logits, logits], axis=-1))
+        case "multi_label":
+            return sigmoid(logits)
+    raise ValueError(f"a head of task {task} has no probabilities")
+
+
+def label_set(probabilities: np.ndarray, labels: Sequence[str], threshold: float) -> list[str]:
+    """The labels whose probability of float32 [labels] is at least `threshold`."""
+    return [label for label, probability in zip(labels, probabilities, strict=True) if probability >= threshold]
+
+
 def top_k(probabilities: np.ndarray, labels: Sequence[str], k: int) -> list[Prediction]:
     """The k most probable of float32 [classes], most probable first; equal ones in the order of the classes."""
     best: list[int] = (-probabilities).argsort(kind="stable")[:k].tolist()

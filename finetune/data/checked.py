@@ -13,7 +13,7 @@ import numpy as np
 
 from export.processing.images import open_image
 from export.processing.inputs import BadInput
-from finetune.data.items import Source
+from finetune.data.items import MOST_CHARACTERS, Source
 from finetune.data.problems import BadFile, Problem
 from finetune.data.targets import MISSING
 
@@ -35,13 +35,15 @@ class Checked:
 
 def check(source: Source) -> Checked:
     """Read every item, images to their last pixel. An item without a label, broken, or whose content also occurs with
-    another label, is a problem; two numbers measured of the same thing may well differ."""
+    another label, is a problem; two numbers measured of the same thing may well differ, as may two translations."""
 
     def judge(i: int) -> bytes | str:
         try:
-            content = source.read(i)
-            if source.labels[i] is None:
+            content, label = source.read(i), source.labels[i]
+            if label is None:
                 return MISSING[source.wanted.kind]
+            if source.wanted.kind == "text" and len(label) > MOST_CHARACTERS:
+                return f"the translation has {len(label):,} characters; at most {MOST_CHARACTERS:,} are taken"
             if source.kind == "images":
                 _decode(content)
             return digest(content)
@@ -64,15 +66,14 @@ def check(source: Source) -> Checked:
         if isinstance(result, str):
             problems.append(Problem(source.places[i], result))
             continue
-        earlier = first.setdefault(result, i)
+        label = source.labels[i] or ""
+        earlier = first.setdefault(result + label.encode() if source.wanted.kind == "text" else result, i)
         if earlier == i:
             continue
-        if source.labels[i] != source.labels[earlier] and source.wanted.kind in ("class", "set"):
+        if label != source.labels[earlier] and source.wanted.kind in ("class", "set"):
             contradicted.add(i)
             other = f"{source.places[earlier]}, labelled {source.labels[earlier]!r}"
-            problems.append(
-                Problem(source.places[i], f"labelled {source.labels[i]!r}, but the same content is {other}")
-            )
+            problems.append(Problem(source.places[i], f"labelled {label!r}, but the same content is {other}"))
         else:
             duplicates.append((i, earlier))
     digests = [result if isinstance(result, bytes) else None for result in found]

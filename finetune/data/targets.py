@@ -20,6 +20,7 @@ MISSING = {
     "number": "the label is missing, or no finite number",
     "set": "the label is neither text nor a list of texts",
     "several": "every label is missing",
+    "text": "the translation is empty, or no text",
 }
 
 
@@ -28,7 +29,8 @@ class Targets:
     """labels: of the classes, sorted, or the names of the numbers. heads: the same of each of several heads.
 
     values: int64 [items], the class; float32 [items, labels] of 0 and 1 for sets; float32 [items, numbers]; for several
-    heads all of these side by side in float32 [items, columns], NaN where a cell is empty; int64 zeros for nothing.
+    heads all of these side by side in float32 [items, columns], NaN where a cell is empty; str [items] as objects;
+    int64 zeros for nothing.
     strata: int64 [items], the groups that a split divides evenly.
     """
 
@@ -44,6 +46,8 @@ def written(cells: Sequence[Any], wanted: Wanted) -> str | None:
         return ""
     if wanted.kind == "class":
         return text_of(cells[0])
+    if wanted.kind == "text":
+        return text_of(cells[0]) if isinstance(cells[0], str) else None
     found = [(column, _cell(cell, column.meaning)) for cell, column in zip(cells, wanted.columns, strict=True)]
     if any(value is None for column, value in found if column.required):
         return None
@@ -69,6 +73,8 @@ def read(
         labels = known.labels if known else _several([str(text_of(cells[0])) for cells in answers])
         classes = _classes([cells[0] for cells in answers], labels, place).astype(np.int64)
         return Targets(labels, classes, classes)
+    if wanted.kind == "text":
+        return Targets([], np.array([text_of(cells[0]) for cells in answers], object), strata)
     parts: list[np.ndarray] = []
     heads: dict[str, list[str]] = {}
     for head, group in groupby(enumerate(wanted.columns), lambda pair: pair[1].head):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from finetune import recipe
 from finetune.data.archives import Archive
 from finetune.data.checked import check
 from finetune.data.items import Kind, open_file, source_of, unlabelled
@@ -20,6 +22,10 @@ from finetune.recipe import CrossEntropy, Data
 MOST_LISTED = 100
 # A column with more distinct values than this is no label.
 MOST_LABELS = 10_000
+
+
+# A table of texts and their translations is read as "text" when one of its other columns is learned.
+Holding = Kind | Literal["pairs"]
 
 
 class Duplicate(msgspec.Struct, frozen=True):
@@ -36,7 +42,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     classes: those of the column "label", usable items only. items: usable ones.
     """
 
-    kind: Kind
+    kind: Holding
     format: str
     columns: list[str]
     items: int
@@ -57,28 +63,31 @@ def inspect(path: Path, filename: str) -> Report:
     columns and `label_counts`, and judged when a job names them.
     """
     data = Data()
+    wanted = wanted_of(CrossEntropy(), data)
     opened = open_file(path, filename)
     if isinstance(opened, Table):
         if len(opened) == 0:
             raise BadFile(f"{filename}: has column names and no rows")
-        if data.label_column not in opened.columns or not _default_columns(opened, data):
+        if data.label_column not in opened.columns and {data.text_column, data.translation_column} <= {*opened.columns}:
+            wanted = wanted_of(recipe.Translation(), data)
+        elif data.label_column not in opened.columns or not _default_columns(opened, data):
             return _described(path, opened)
-    wanted = wanted_of(CrossEntropy(), data)
     if isinstance(opened, Archive) and unlabelled(opened):
         wanted = NOTHING
+    pairs = wanted.kind == "text"
     source = source_of(opened, filename, data, wanted)
     checked = check(source)
     if not checked.good:
         first = checked.problems[0]
         raise BadFile(f"{filename}: no item can be used; the first: {first.place}: {first.message}")
-    classes = Counter(str(source.labels[i]) for i in checked.good if wanted is not NOTHING)
+    classes = Counter(str(source.labels[i]) for i in checked.good if wanted.kind == "class")
     return Report(
-        kind=source.kind,
+        kind="pairs" if pairs else source.kind,
         format=source.form,
         columns=list(source.columns),
         items=len(checked.good),
         classes=_ordered(classes),
-        label_counts={**_label_counts(source.columns), data.label_column: _ordered(classes)},
+        label_counts=_label_counts(source.columns) | ({} if pairs else {data.label_column: _ordered(classes)}),
         features=source.features,
         problems=checked.problems[:MOST_LISTED],
         problem_count=len(checked.problems),
@@ -95,7 +104,7 @@ def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str
     needed = [column.name for column in wanted.columns] if report.columns else []
     if report.kind == "images" and report.columns:
         needed.append(data.image_column)
-    if report.kind == "text" and not (data.text_column == Data().text_column and report.features):
+    if report.kind in ("text", "pairs") and not (data.text_column == Data().text_column and report.features):
         needed.append(data.text_column)
     if report.kind == "series":
         needed.append(data.series_column)

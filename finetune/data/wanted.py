@@ -9,7 +9,7 @@ import msgspec
 from finetune import recipe
 from finetune.recipe import Data, Objective
 
-Meaning = Literal["class", "set", "number", "nothing"]
+Meaning = Literal["class", "set", "number", "text", "nothing"]
 SEPARATOR = "|"
 
 
@@ -25,10 +25,10 @@ class Column(msgspec.Struct, frozen=True):
 class Wanted(msgspec.Struct, frozen=True):
     """The label columns of an objective, in the order of its targets; none for one that learns without labels.
 
-    kind: "class", "set", "number" for those of one meaning, "several" for several heads, "nothing".
+    kind: "class", "set", "number", "text" for those of one meaning, "several" for several heads, "nothing".
     """
 
-    kind: Literal["class", "set", "number", "several", "nothing"]
+    kind: Literal["class", "set", "number", "text", "several", "nothing"]
     columns: tuple[Column, ...] = ()
 
 
@@ -41,6 +41,7 @@ MEANINGS: dict[type, Meaning] = {
     recipe.SquaredError: "number",
     recipe.AbsoluteError: "number",
     recipe.Gaussian: "number",
+    recipe.Translation: "text",
 }
 
 
@@ -60,6 +61,8 @@ def wanted_of(objective: Objective, data: Data) -> Wanted:
             )
         case "set":
             return Wanted("set", (Column(data.label_column, "set"),))
+        case "text":
+            return Wanted("text", (Column(data.translation_column, "text"),))
         case "class":
             return Wanted("class", (Column(data.label_column, "class"),))
     return NOTHING

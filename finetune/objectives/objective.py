@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from export.reports.evaluation import Evaluation
+from finetune.preprocess import Items
+from models.network import Network
 
 
 class Objective:
@@ -47,3 +49,8 @@ class Objective:
     def report(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> Evaluation:
         """How good the network is on a whole split."""
         raise NotImplementedError
+
+    def examined(self, network: Network, items: Items, found: Evaluation, between: Callable[[], None]) -> Evaluation:
+        """`found`, with what takes too long for every evaluation in training: of a network that is done, in evaluation
+        mode. between: to be called often; what it raises ends the work."""
+        return found

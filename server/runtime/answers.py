@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle import GraphSpec, Manifest
-from export.processing.answers import softmax
+from export.bundle import GraphSpec, Interval, Manifest
+from export.processing.answers import probabilities
 
 # One value a row: an array whose first axis is the rows, or a list.
 Rows = np.ndarray | Sequence[Any]
@@ -47,14 +47,43 @@ def generator(manifest: Manifest) -> Generator | None:
 
 
 def answers(manifest: Manifest) -> dict[str, Answer]:
-    """By name, the answers of a model: "classify" gives probabilities float32 [labels], "embedding" features float32
-    [width], "generate" images uint8 [height, width, 3]."""
+    """By name, the answers of a model.
+
+    classify: probabilities float32 [labels]. embedding: features float32 [width]. predict: of a regression float32 [1,
+    targets] of the values, or [3, targets] of values and the ends of their intervals; of several heads all of these by
+    the name of the head. generate: images uint8 [height, width, 3].
+    """
     found: dict[str, Answer] = {}
     match manifest.task:
-        case "classification":
-            found["classify"] = Answer(("logits",), lambda outputs: softmax(outputs["logits"]))
+        case "classification" | "binary" | "multi_label":
+            found["classify"] = Answer(("logits",), lambda outputs: _head(manifest.task, outputs, "", None))
+        case "regression":
+            names = tuple(output.name for output in manifest.outputs if output.name in ("value", "deviation"))
+            found["predict"] = Answer(names, lambda outputs: _head("regression", outputs, "", manifest.interval))
+        case "multi_task":
+            names = tuple(output.name for output in manifest.outputs if output.name != "embedding")
+            found["predict"] = Answer(names, lambda outputs: _heads(manifest, outputs))
         case "generation":
             found["generate"] = Answer(("image",), lambda outputs: outputs["image"])
     if any(output.name == "embedding" for output in manifest.outputs):
         found["embedding"] = Answer(("embedding",), lambda outputs: outputs["embedding"])
     return found
+
+
+def _heads(manifest: Manifest, outputs: Mapping[str, np.ndarray]) -> Rows:
+    """One dict a row."""
+    found = {name: _head(head.task, outputs, f"_{name}", head.interval) for name, head in manifest.heads.items()}
+    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
+
+
+def _head(task: str, outputs: Mapping[str, np.ndarray], suffix: str, interval: Interval | None) -> np.ndarray:
+    """Of the outputs whose names end in `suffix`: probabilities [batch, labels] or numbers [batch, 1 or 3, targets]."""
+    if task != "regression":
+        return probabilities(task, outputs[f"logits{suffix}"])
+    value = outputs[f"value{suffix}"]
+    if interval is None:
+        return value[:, None]
+    margin = np.array(interval.margins, np.float32)
+    if interval.method == "gaussian":
+        margin = margin * outputs[f"deviation{suffix}"]
+    return np.stack([value, value - margin, value + margin], axis=1)

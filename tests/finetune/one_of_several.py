@@ -28,6 +28,11 @@ def train(folder: Path) -> Network:
     return network
 
 
+def threads() -> list[str]:
+    """Names of all threads of this process, those of libraries, too."""
+    return [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
 if __name__ == "__main__":
     trained = train(Path(sys.argv[1]))
     process = PartialState()
@@ -35,3 +40,5 @@ if __name__ == "__main__":
         trained.state_dict(), Path(sys.argv[1]) / f"{process.process_index}-of-{process.num_processes}.safetensors"
     )
     process.destroy_process_group()
+    left = [thread for thread in threads() if thread.startswith("pt_gloo")]
+    assert not left, f"{left}: something holds the process group, whose threads may abort the process when it ends"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from export.bundle import GraphSpec, Lineage, Manifest, Parity, TensorSpec
+from export.bundle import GraphSpec, Head, Interval, Lineage, Manifest, Parity, TensorSpec
 from export.processing.inputs import ImageInput, InputSpec, LatentInput, SeriesInput, TextInput, VectorInput
 from export.publish import publish, staging
 
@@ -24,6 +25,67 @@ def publish_vectors(repository: Path, name: str = "points", features: int = 2) -
     last = np.zeros((features, WIDTH), np.float32)
     last[-1, 0] = 1.0
     return _publish(repository, name, VectorInput(features=features), inputs, nodes, last, ["above", "below"])
+
+
+def publish_sides(repository: Path, name: str = "sides") -> Manifest:
+    """A binary model: "right" where the last of two numbers is positive, else "left"."""
+    return publish_head(repository, name, "binary", {"logits": [[0.0], [1.0]]}, labels=["left", "right"])
+
+
+def publish_moods(repository: Path, name: str = "moods") -> Manifest:
+    """A set of labels: "up" where the first of two numbers is positive, "wide" where the second is."""
+    return publish_head(repository, name, "multi_label", {"logits": [[1.0, 0.0], [0.0, 1.0]]}, labels=["up", "wide"])
+
+
+def publish_sums(repository: Path, name: str = "sums", interval: Interval | None = None) -> Manifest:
+    """Two numbers: the sum of two, and their difference."""
+    outputs = {"value": [[1.0, 1.0], [1.0, -1.0]]}
+    return publish_head(repository, name, "regression", outputs, labels=["sum", "difference"], interval=interval)
+
+
+def publish_spreads(repository: Path, name: str = "spreads") -> Manifest:
+    """The first of two numbers, with the second for its deviation."""
+    outputs = {"value": [[1.0], [0.0]], "deviation": [[0.0], [1.0]]}
+    interval = Interval(method="gaussian", coverage=0.95, margins=[1.96])
+    return publish_head(repository, name, "regression", outputs, labels=["first"], interval=interval)
+
+
+def publish_heads(repository: Path, name: str = "heads") -> Manifest:
+    """All of these kinds at once."""
+    conformal = Interval(method="conformal", coverage=0.95, margins=[0.5])
+    return publish_head(
+        repository,
+        name,
+        "multi_task",
+        {
+            "logits_side": [[0.0], [1.0]],
+            "logits_mood": [[1.0, 0.0], [0.0, 1.0]],
+            "logits_place": [[0.0, 1.0, -1.0], [0.0, 0.0, 0.0]],
+            "value_sum": [[1.0], [1.0]],
+        },
+        heads={
+            "side": Head(task="binary", labels=["left", "right"]),
+            "mood": Head(task="multi_label", labels=["up", "wide"]),
+            "place": Head(task="classification", labels=["a", "b", "c"]),
+            "sum": Head(task="regression", labels=["sum"], interval=conformal),
+        },
+    )
+
+
+def publish_head(
+    repository: Path, name: str, task: str, outputs: dict[str, list[list[float]]], **fields: Any
+) -> Manifest:
+    """A model of vectors of two numbers: each output is the vector times a matrix; the embedding is the vector."""
+    nodes = [helper.make_node("MatMul", ["vector", f"{output}_matrix"], [output]) for output in outputs]
+    nodes.append(helper.make_node("Identity", ["vector"], ["embedding"]))
+    inputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
+    widths = {**{output: len(matrix[0]) for output, matrix in outputs.items()}, "embedding": 2}
+    given = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["batch", width]) for one, width in widths.items()]
+    weights = [
+        numpy_helper.from_array(np.array(matrix, np.float32), f"{output}_matrix") for output, matrix in outputs.items()
+    ]
+    graph = helper.make_graph(nodes, name, inputs, given, weights)
+    return _write(repository, name, VectorInput(features=2), graph, task=task, **fields)
 
 
 def publish_series(repository: Path, name: str = "trends", channels: int = 2, max_length: int = 16) -> Manifest:
@@ -120,32 +182,23 @@ def publish_generator(repository: Path, name: str = "shades-of-grey", *, beside:
     inputs = [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["batch", 3])]
     outputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 6, 3])]
     graph = helper.make_graph(nodes, name, inputs, outputs, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
+    if not beside:
+        spec = LatentInput(size=3, images=ImageInput(height=4, width=6))
+        return _write(repository, name, spec, graph, task="generation")
+    vectors = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
+    nodes = [helper.make_node("MatMul", ["vector", "weights"], ["embedding"])]
+    codes = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", WIDTH])]
+    weights = [numpy_helper.from_array(np.ones((2, WIDTH), np.float32), "weights")]
     described = GraphSpec(inputs=[_tensor(value) for value in inputs], outputs=[_tensor(value) for value in outputs])
-    if beside:
-        vectors = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
-        flat = [helper.make_node("Identity", ["vector"], ["flat"])]
-        weights = np.ones((2, WIDTH), np.float32)
-        files = {"generator.onnx": model.SerializeToString()}
-        labels, graphs = ["above", "below"], {"generator": described}
-        return _publish(repository, name, VectorInput(features=2), vectors, flat, weights, labels, None, files, graphs)
-    with staging(repository) as folder:
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
-        draft = Manifest(
-            name=name,
-            version=0,
-            created_at=datetime.now(UTC),
-            task="generation",
-            input=LatentInput(size=3, images=ImageInput(height=4, width=6)),
-            inputs=described.inputs,
-            outputs=described.outputs,
-            model={"architecture": "gan", "hyperparameters": {}},
-            parity=Parity(samples=1, largest_difference=0.0, tolerance=1e-4, top1_disagreements=0, batch_sizes=[1]),
-            lineage=Lineage(base_model="gan"),
-            files={},
-        )
-        return publish(folder, repository, draft)
+    return _write(
+        repository,
+        name,
+        VectorInput(features=2),
+        helper.make_graph(nodes, name, vectors, codes, weights),
+        {"generator.onnx": _model(graph)},
+        task="embedding",
+        graphs={"generator": described},
+    )
 
 
 def _publish(
@@ -158,7 +211,6 @@ def _publish(
     labels: list[str],
     constants: list[onnx.TensorProto] | None = None,
     files: dict[str, bytes] | None = None,
-    graphs: dict[str, GraphSpec] | None = None,
 ) -> Manifest:
     """flat · matrix is the embedding; its first number and its negative are the logits of the two labels."""
     head = np.zeros((WIDTH, 2), np.float32)
@@ -174,29 +226,43 @@ def _publish(
     ]
     weights = [numpy_helper.from_array(matrix, "matrix"), numpy_helper.from_array(head, "head")]
     graph = helper.make_graph(nodes, name, inputs, outputs, [*weights, *(constants or [])])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
+    return _write(repository, name, spec, graph, files, task="classification", labels=labels)
+
+
+def _write(
+    repository: Path,
+    name: str,
+    spec: InputSpec,
+    graph: onnx.GraphProto,
+    files: dict[str, bytes] | None = None,
+    **fields: Any,
+) -> Manifest:
     with staging(repository) as folder:
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        (folder / "model.onnx").write_bytes(_model(graph))
         for file, content in (files or {}).items():
             (folder / file).write_bytes(content)
         draft = Manifest(
             name=name,
             version=0,
             created_at=datetime.now(UTC),
-            task="classification",
             input=spec,
-            inputs=[_tensor(value) for value in inputs],
-            outputs=[_tensor(value) for value in outputs],
-            graphs=graphs or {},
-            labels=labels,
+            inputs=[_tensor(value) for value in graph.input],
+            outputs=[_tensor(value) for value in graph.output],
             model={"architecture": "mlp", "hyperparameters": {}},
             metrics={"accuracy": 1.0},
             parity=Parity(samples=1, largest_difference=0.0, tolerance=1e-4, top1_disagreements=0, batch_sizes=[1]),
             lineage=Lineage(base_model="mlp"),
             files={},
+            **fields,
         )
         return publish(folder, repository, draft)
+
+
+def _model(graph: onnx.GraphProto) -> bytes:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    found: bytes = model.SerializeToString()
+    return found
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from server.settings import Settings
-from tests.server.bundles import publish_images, publish_texts, publish_vectors
+from tests.server.bundles import publish_images, publish_moods, publish_sums, publish_texts, publish_vectors
 from tests.server.conftest import SENTIMENTS, VECTORS, Live, message_of, running
 from tests.server.test_files import digits_zip
 
@@ -33,7 +33,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         max_upload_bytes=16 * MEBIBYTE,
         max_body_bytes=12 * MEBIBYTE,
     )
-    for publish in (publish_vectors, publish_images, publish_texts):
+    for publish in (publish_vectors, publish_images, publish_texts, publish_moods, publish_sums):
         publish(settings.repository)
     with running(settings) as server:
         yield server
@@ -186,6 +186,20 @@ BODIES = [
     ("/v1/classify?model=days", "image/png", b"x", 415, "text"),
     ("/v1/classify", "multipart/form-data", b"x", 400, "boundary"),
     ("/v1/classify", "multipart/form-data; boundary=b", b"x", 400, "multipart"),
+    ("/v1/classify", JSON, b'{"model": "moods", "input": [1, 2], "threshold": 1.5}', 400, "threshold"),
+    ("/v1/classify", JSON, b'{"model": "sums", "input": [1, 2]}', 400, "/v1/predict"),
+    ("/v1/classify?model=moods&threshold=high", "application/octet-stream", bytes(8), 400, "'high'"),
+    ("/v1/predict", JSON, b"", 400, "empty"),
+    ("/v1/predict", JSON, b'{"model": "sums", ', 400, "not valid JSON"),
+    ("/v1/predict", JSON, b'{"model": "points", "input": [1, 2]}', 400, "ask it at /v1/classify"),
+    ("/v1/predict", JSON, b'{"model": "years", "input": [1, 2]}', 404, "'years'"),
+    ("/v1/predict", JSON, b'{"model": "sums", "input": [1, 2, 3]}', 400, "2"),
+    ("/v1/predict", JSON, b'{"model": "sums", "input": "1, 2"}', 400, "a list of numbers"),
+    ("/v1/predict", JSON, b'{"model": "sums", "input": [1, 2], "top_k": 0}', 400, "top_k"),
+    ("/v1/predict?model=sums", "application/octet-stream", struct.pack("<2f", 1, float("nan")), 400, "is nan"),
+    ("/v1/predict?model=sums", "application/octet-stream", bytes(7), 400, "8 bytes"),
+    ("/v1/predict", "image/png", b"x", 400, "?model="),
+    ("/v1/predict", "multipart/form-data; boundary=b", b"x", 400, "multipart"),
     ("/v1/embeddings", JSON, b'{"model": "days", "input": "a", "encoding_format": "hex"}', 400, "hex"),
     ("/v1/embeddings", JSON, b'{"model": "days", "input": "a", "dimensions": 7}', 400, "dimensions"),
     ("/v1/embeddings", JSON, b'{"model": "years", "input": "a"}', 404, "'years'"),
@@ -208,7 +222,7 @@ def test_a_body_that_is_wrong(live: Live, path: str, kind: str, body: bytes, sta
     assert words in message_of(live.client.post(path, content=body, headers={"content-type": kind}), status)
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", "/v1/embeddings", "/v1/fine_tuning/jobs"])
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/predict", "/v1/embeddings", "/v1/fine_tuning/jobs"])
 def test_a_body_beyond_the_limit(live: Live, path: str) -> None:
     body = json.dumps({"model": "days", "input": "a day " * (3 * MEBIBYTE)}).encode()
     answer = live.client.post(path, content=body, headers={"content-type": JSON})

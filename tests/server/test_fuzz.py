@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from server.settings import Settings
-from tests.server.bundles import publish_generator, publish_images, publish_texts, publish_vectors
+from tests.server.bundles import (
+    publish_generator,
+    publish_heads,
+    publish_images,
+    publish_moods,
+    publish_sums,
+    publish_texts,
+    publish_vectors,
+)
 from tests.server.chains import publish_language_model, publish_translation
 from tests.server.conftest import Live, running
 
@@ -24,6 +32,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     publish_images(settings.repository)
     publish_texts(settings.repository)
     publish_generator(settings.repository)
+    publish_moods(settings.repository)
+    publish_sums(settings.repository)
+    publish_heads(settings.repository)
     publish_translation(settings.repository)
     publish_language_model(settings.repository)
     with running(settings) as server:

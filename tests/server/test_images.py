@@ -154,8 +154,10 @@ def test_a_generator_is_refused_where_inputs_are_read(live: Live) -> None:
         assert f"ask it at {PATH}" in message_of(response, 400)
     raw = {"content-type": "image/png"}
     assert PATH in message_of(live.client.post("/v1/classify?model=greys", content=b"1", headers=raw), 400)
-    beside = live.client.post("/v1/classify", json={"model": "coder", "input": [1, 2]})
-    assert beside.json()["data"][0]["label"] == "above"
+    beside = live.client.post("/v1/embeddings", json={"model": "coder", "input": [1, 2]})
+    assert beside.json()["data"][0]["embedding"] == [0.5] * 4
+    response = live.client.post("/v1/classify", json={"model": "coder", "input": [1, 2]})
+    assert f"ask it at /v1/embeddings or {PATH}" in message_of(response, 400)
 
 
 def test_a_deadline_and_the_metrics(live: Live) -> None:
