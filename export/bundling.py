@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from export import model_card, parity
-from export.bundle import GraphSpec, Head, Lineage, Manifest
+from export.bundle import GraphSpec, Head, Interval, Lineage, Manifest
 from export.onnx import export_onnx
 from export.processing.inputs import DataInput, ImageInput, InputSpec, LatentInput, TextInput
 from export.publish import publish, staging
@@ -34,6 +34,7 @@ def bundle(
     input: DataInput,
     labels: Sequence[str],
     heads: Mapping[str, list[str]] | None = None,
+    intervals: Mapping[str, Interval] | None = None,
     tokenizer: bytes | None,
     output_text: TextInput | None = None,
     output_tokenizer: bytes | None = None,
@@ -46,14 +47,15 @@ def bundle(
 ) -> Manifest:
     """Publish `network` as the next version of `name`; the manifest as published.
 
-    input: how the network's own inputs are read.
-    labels: one for each logit or value, none for an embedding. heads: labels of each of several heads. tokenizer:
-    tokenizer.json, for texts. output_text, output_tokenizer: of the texts that are written. validation: batches of
-    the network's inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name. progress: told
-    of each stage in a sentence. Raises ParityError, and then nothing is published.
+    input: how the network's own inputs are read. labels: one for each logit or value, none for an embedding. heads:
+    labels of each of several heads. intervals: of numbers, by the name of the head, "" where there is only one.
+    tokenizer: tokenizer.json, for texts. output_text, output_tokenizer: of the texts that are written. validation:
+    batches of the network's inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name.
+    progress: told of each stage in a sentence. Raises ParityError, and then nothing is published.
     """
     task = complete(network.spec)
     several = task.heads if isinstance(task, MultiTask) else {}
+    known = intervals or {}
     batches = iter(validation)
     first = next(batches, None)
     if first is None:
@@ -92,7 +94,11 @@ def bundle(
             outputs=main.outputs,
             graphs=graphs,
             labels=list(labels),
-            heads={name: Head(task=tag(one), labels=(heads or {})[name]) for name, one in several.items()},
+            interval=known.get(""),
+            heads={
+                name: Head(task=tag(one), labels=(heads or {})[name], interval=known.get(name))
+                for name, one in several.items()
+            },
             model=msgspec.to_builtins(network.spec),
             metrics=dict(metrics),
             parity=found,

@@ -35,9 +35,10 @@ from finetune.recipe import Adversarial, Hyperparameters, Recipe
 from finetune.retraining import retrain
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
-from finetune.task import contradiction, describe, name_of, objective_of, task_of
-from models import catalog
-from models.network import Network
+from finetune.task import contradiction, describe, name_of, objective_of, suits, task_of
+from models import catalog, heads
+from models.network import Headed, Network
+from models.spec import MultiTask
 
 __all__ = ["Cancelled", "JobFailed", "Reporter", "RunRequest", "run"]
 
@@ -45,6 +46,9 @@ PARITY_BATCH = 32
 TOLD_SECONDS = 2.0
 MOST_PROBLEMS = 20
 CACHE = "cache"
+# Images that statistics are taken of, and those that are shown.
+MOST_IMAGES = 4096
+SHOWN = 10
 
 
 def run(request: RunRequest, reporter: Reporter) -> Manifest:
@@ -81,6 +85,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     section = objective_of(recipe.objective, start.spec.architecture)
     if nonsense := contradiction(section, recipe):
         raise ValueError(nonsense[1])
+    suits(section, start.spec)
     wanted = wanted_of(section, recipe.data)
     dataset = open_training_data(request, start, wanted)
     modality = modality_of(dataset.kind)
@@ -128,6 +133,9 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         pretrained=start.pretrained,
         adversarial=isinstance(section, Adversarial),
     )
+    if isinstance(task, MultiTask):
+        for items, words in ((train, "training"), (validation, "validation"), (test, "test")):
+            check_heads(task, items, words)
     objective = choice.build(section, dataset.answers, train.targets, reading)
     if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
         raise ValueError(
@@ -146,10 +154,14 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     def begin(training: Items) -> Network:
         torch.manual_seed(seed)
         network = origin.load(start, reading.spec, dataset.answers, request.backbones)
+        numbers = np.zeros(0) if training.targets.dtype == object else training.targets  # texts have no scale
+        targets = torch.from_numpy(numbers).float()
         if start.folder is None:
-            everything = partial(training.batch, np.arange(len(training)))
-            numbers = np.zeros(0) if training.targets.dtype == object else training.targets  # texts have no scale
-            network.measure(lambda: tensors(everything(), torch.device("cpu")), torch.from_numpy(numbers).float())
+            every = 1 + len(training) // MOST_IMAGES if modality == "image" else 1
+            measured = partial(training.batch, np.arange(0, len(training), every))
+            network.measure(lambda: tensors(measured(), torch.device("cpu")), targets)
+        elif isinstance(network, Headed) and not origin.keeps_head(start, reading.spec, dataset.answers):
+            heads.measure(network.head, network.task, targets)
         return network
 
     network = begin(train)
@@ -169,8 +181,25 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         reporter.event(f"{shown} on {found.samples:,} {words}", type="evaluation", data=figures)
         return found
 
+    def calibrate() -> None:
+        objective.calibrate(
+            evaluate(network, validation, objective, 2 * chosen.batch_size, check).kept, validation.targets
+        )
+        if not objective.intervals():
+            reporter.event(
+                f"{len(validation):,} validation items are too few to tell in which interval 95 in 100 numbers lie",
+                level="warn",
+            )
+
+    # Intervals hold for the weights that are published, and how well they do is seen on items they were not taken from.
+    keeps = recipe.stopping is None or recipe.stopping.retrain == "keep"
+    calibrates = objective.calibrates and keeps
+    if calibrates and len(test):
+        calibrate()
     held_out, which = (test, "test") if len(test) else (validation, "validation")
     found = measure(held_out, f"{which} items, with the weights of step {result.best_step:,}")
+    if calibrates and not len(test):
+        calibrate()
     if recipe.stopping is not None and recipe.stopping.retrain != "keep":
         network = retrain(
             recipe.stopping.retrain,
@@ -196,6 +225,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         reporter.event(stage)
 
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # which its stub lacks
+    network.eval()
+    shown = tensors(held_out.batch(np.arange(min(SHOWN, len(held_out)))), torch.device("cpu"))
     return publish(
         network,
         name=request.name,
@@ -203,6 +234,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         input=reading.input,
         labels=dataset.labels,
         heads=dataset.answers.heads,
+        intervals=objective.intervals(),
         tokenizer=reading.tokenizer,
         output_text=reading.written.spec if reading.written else None,
         output_tokenizer=reading.written.tokenizer if reading.written else None,
@@ -216,7 +248,11 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             training_sha256=request.training.sha256,
             validation_sha256=request.validation.sha256 if request.validation else None,
         ),
-        extra_files={"training_curve.png": curve.plot(result), "training_curve.json": curve.numbers(result)},
+        extra_files={
+            "training_curve.png": curve.plot(result),
+            "training_curve.json": curve.numbers(result),
+            **objective.pictures(network, shown),
+        },
         progress=tell,
     )
 
@@ -277,6 +313,16 @@ def open_training_data(request: RunRequest, start: origin.Origin, wanted: Wanted
     number = np.array([before.index(label) for label in dataset.labels], np.int64)
     classes = number[dataset.targets]
     return replace(dataset, answers=Targets(before, classes, classes))
+
+
+def check_heads(task: MultiTask, items: Items, words: str) -> None:
+    """Raises ValueError naming a head that none of the items has a label for."""
+    for name, part in heads.split_targets(task.heads, torch.from_numpy(items.targets)).items():
+        if len(part) and part.isnan().all():
+            raise ValueError(
+                f"head {name!r}: none of the {len(part):,} {words} items has a label for it; give more data, or a "
+                "validation file"
+            )
 
 
 def modality_of(kind: Kind) -> catalog.Modality:

@@ -6,14 +6,17 @@ from finetune import recipe
 from finetune.data.targets import Targets
 from finetune.recipe import Adversarial, Objective, Recipe
 from models import spec
-from models.catalog import ARCHITECTURES
-from models.spec import HeadTask, Task
+from models.catalog import ARCHITECTURES, AutoencoderParameters, hyperparameters
+from models.spec import HeadTask, ModelSpec, Task
 
 # What an architecture learns by when the recipe does not say.
 DEFAULTS: dict[str, Objective] = {
     "cross_entropy": recipe.CrossEntropy(),
+    "reconstruction": recipe.Reconstruction(),
+    "elbo": recipe.Elbo(),
     "adversarial": recipe.Adversarial(),
     "translation": recipe.Translation(),
+    "next_token": recipe.NextToken(),
 }
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
@@ -26,6 +29,10 @@ TASKS: dict[type[Objective], str] = {
     recipe.Gaussian: "regression",
     recipe.MultiTask: "multi_task",
     recipe.Adversarial: "generation",
+    recipe.Reconstruction: "reconstruction",
+    recipe.Elbo: "reconstruction",
+    recipe.MaskedTokens: "masked_language_model",
+    recipe.NextToken: "language_model",
     recipe.Translation: "translation",
 }
 
@@ -67,19 +74,44 @@ def contradiction(objective: Objective, recipe: Recipe) -> tuple[str, str] | Non
     return None
 
 
+def suits(objective: Objective, model: ModelSpec) -> None:
+    """Raises ValueError when the hyper-parameters of `model` are not what `objective` needs."""
+    sparsity = objective.sparsity if isinstance(objective, recipe.Reconstruction) else None
+    parameters = hyperparameters(model)
+    if (
+        isinstance(sparsity, recipe.KlSparsity)
+        and isinstance(parameters, AutoencoderParameters)
+        and parameters.code_activation != "sigmoid"
+    ):
+        raise ValueError(
+            f"objective.sparsity: kl needs units between 0 and 1, and the code of this model is "
+            f"{parameters.code_activation}; give it code_activation sigmoid, or take l1"
+        )
+
+
 def task_of(objective: Objective, targets: Targets) -> Task:
     """The task that `objective` teaches with these targets. Raises ValueError when they do not fit it."""
+    if isinstance(objective, recipe.Reconstruction | recipe.Elbo):
+        return spec.Reconstruction()
     if isinstance(objective, recipe.MultiTask):
-        heads = {name: _head(head.objective, targets.heads[name], name) for name, head in objective.heads.items()}
+        heads = {
+            name: head_task(head.objective, targets.heads[name], f"head {name!r}")
+            for name, head in objective.heads.items()
+        }
         return spec.MultiTask(heads)
     if isinstance(objective, recipe.Adversarial):
         return spec.Generation()
+    if isinstance(objective, recipe.MaskedTokens):
+        return spec.MaskedLanguageModel()
+    if isinstance(objective, recipe.NextToken):
+        return spec.LanguageModel()
     if isinstance(objective, recipe.Translation):
         return spec.Translation()
-    return _head(objective, targets.labels, "objective")
+    return head_task(objective, targets.labels, "objective")
 
 
-def _head(objective: Objective, labels: list[str], where: str) -> HeadTask:
+def head_task(objective: Objective, labels: list[str], where: str) -> HeadTask:
+    """The task of one head. Raises ValueError, that names `where`, when these labels do not fit."""
     match objective:
         case recipe.BinaryCrossEntropy():
             if len(labels) != 2:
@@ -111,4 +143,10 @@ def describe(task: Task, targets: Targets) -> str:
             return f"{len(heads)} tasks at once ({', '.join(heads)})"
         case spec.Generation():
             return "to make images"
+        case spec.Reconstruction():
+            return "to reconstruct"
+        case spec.MaskedLanguageModel():
+            return "hidden tokens"
+        case spec.LanguageModel():
+            return "the next token"
     return spec.tag(task).replace("_", " ")

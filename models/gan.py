@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from models import catalog
 from models.hidden import Dense, Maxout
-from models.image_space import LOOKED_AT, ImageSpace
+from models.image_space import ImageSpace
 from models.network import Graph, Network, Normalize, complete
 from models.spec import Generation, ModelSpec, tag
 
@@ -68,9 +68,7 @@ class Gan(Network):
         return [(f"{name}.{layer}", block) for name, half in halves for layer, block in half.named_children()]
 
     def measure(self, inputs: Callable[[], list[Tensor]], targets: Tensor) -> None:
-        pixels = inputs()[0]
-        rows = torch.linspace(0, len(pixels) - 1, min(len(pixels), LOOKED_AT)).long()
-        self.space.measure(self.normalize(pixels[rows]))
+        self.space.measure(self.normalize(inputs()[0]))
 
     def graphs(self) -> dict[str, Graph]:
         return {"model": Graph(Sampler(self.generator), ("latent",), ("image",), {}, self._examples)}

@@ -42,7 +42,8 @@ class Values(nn.Module):
         value = self.mean + self.std * self.linear(features)
         if self.log_variance is None:
             return {"value": value}
-        log_variance = self.log_variance(features).clamp(-MOST_LOG_VARIANCE, MOST_LOG_VARIANCE)
+        # Bounded smoothly: behind a hard bound there is no gradient to come back by.
+        log_variance = MOST_LOG_VARIANCE * torch.tanh(self.log_variance(features) / MOST_LOG_VARIANCE)
         return {"value": value, "deviation": self.std * torch.exp(0.5 * log_variance)}
 
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Larger images are averaged down to this side; so many components are kept; so many images are looked at.
+# Larger images are averaged down to this side; so many components are kept.
 SIDE = 32
 COMPONENTS = 32
-LOOKED_AT = 4096
 
 
 class ImageSpace(nn.Module):

@@ -44,7 +44,7 @@ PLACES = {
     "complete": ("write texts", "/v1/completions"),
     "embedding": ("embed", "/v1/embeddings"),
     "generate": ("make images", "/v1/images/generations"),
-    "predict": ("predict numbers", "/v1/predict"),
+    "predict": ("predict", "/v1/predict"),
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from export.processing.answers import softmax
@@ -84,6 +85,10 @@ class ClassificationReport(msgspec.Struct, frozen=True, kw_only=True):
         bars.invert_yaxis()
         bars.set(title=f"F1 (macro {self.macro_f1:.3f}, accuracy {self.accuracy:.3f})", xlim=(0, 1))
 
+        self.draw_calibration(diagram)
+        figure.savefig(path, dpi=110)
+
+    def draw_calibration(self, diagram: Axes) -> None:
         diagram.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfect")
         diagram.bar(
             [b.low for b in self.calibration],
@@ -102,7 +107,6 @@ class ClassificationReport(msgspec.Struct, frozen=True, kw_only=True):
         )
         diagram.set(title=f"Calibration (error {self.calibration_error:.3f})", xlabel="confidence", ylabel="accuracy")
         diagram.set(xlim=(0, 1), ylim=(0, 1))
-        figure.savefig(path, dpi=110)
 
     def words(self) -> str:
         figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in self.figures().items())

@@ -19,7 +19,7 @@ MISSING = {
     "class": "the label is missing, or neither text nor a number",
     "number": "the label is missing, or no finite number",
     "set": "the label is neither text nor a list of texts",
-    "several": "every label is missing",
+    "several": "every label is missing, or one is of the wrong kind",
     "text": "the translation is empty, or no text",
 }
 
@@ -48,14 +48,21 @@ def written(cells: Sequence[Any], wanted: Wanted) -> str | None:
         return text_of(cells[0])
     if wanted.kind == "text":
         return text_of(cells[0]) if isinstance(cells[0], str) else None
-    found = [(column, _cell(cell, column.meaning)) for cell, column in zip(cells, wanted.columns, strict=True)]
-    if any(value is None for column, value in found if column.required):
-        return None
-    if all(value is None for _, value in found):
+    found = [
+        (column, _cell(cell, column.meaning))
+        for cell, column in zip(cells, wanted.columns, strict=True)
+        if column.required or not empty(cell)
+    ]
+    if not found or any(value is None for _, value in found):
         return None
     return "; ".join(
         f"{column.name} {', '.join(value) if isinstance(value, list) else value}" for column, value in found
     )
+
+
+def empty(cell: Any) -> bool:
+    """Whether a cell says nothing: null, NaN or blank. An empty list does say something."""
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def read(
@@ -94,7 +101,9 @@ def _head(
     """Labels and float32 [items, ...] of the columns of one head."""
     meaning = columns[0][1].meaning
     if meaning == "number":
-        values = np.array([[_cell(cell, "number") for cell in cells] for cells, _ in columns], np.float32)
+        values = np.array(
+            [[math.nan if empty(cell) else _cell(cell, "number") for cell in cells] for cells, _ in columns], np.float32
+        )
         return [column.name for _, column in columns], values.T
     (cells, column), *more = columns
     if more:
@@ -102,14 +111,16 @@ def _head(
     if meaning == "class":
         labels = before or _several([text for cell in cells if (text := text_of(cell)) is not None], column)
         return labels, _classes(cells, labels, place)[:, None]
-    sets = [_cell(cell, "set") or [] for cell in cells]
-    labels = before or sorted({label for one in sets for label in one})
+    sets = [None if empty(cell) and not column.required else _cell(cell, "set") for cell in cells]
+    labels = before or sorted({label for one in sets for label in one or ()})
     if not labels:
         raise BadFile(f"column {column.name!r}: no item has a label")
     number = {label: i for i, label in enumerate(labels)}
     values = np.zeros((len(cells), len(labels)), np.float32)
     for i, one in enumerate(sets):
-        for label in one:
+        if one is None:
+            values[i] = math.nan
+        for label in one or ():
             if label not in number:
                 raise BadFile(f"{place(i)}: label {label!r} does not occur in the training file")
             values[i, number[label]] = 1.0

@@ -16,7 +16,7 @@ from finetune.data.items import Kind, open_file, source_of, unlabelled
 from finetune.data.problems import BadFile, Problem
 from finetune.data.series import holds_series
 from finetune.data.tables import Table, number_of, text_of
-from finetune.data.wanted import NOTHING, Wanted, wanted_of
+from finetune.data.wanted import NOTHING, Column, Wanted, wanted_of
 from finetune.recipe import CrossEntropy, Data
 
 MOST_LISTED = 100
@@ -114,7 +114,7 @@ def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str
     if wanted.kind not in ("class", "nothing") and report.kind == "images" and not report.columns:
         reasons.append("class folders name one class an image; put a table with the labels at the archive's top")
     if reasons or wanted.kind != "class":
-        return reasons
+        return reasons or [reason for one in wanted.columns if (reason := unfit(report, one))]
     counts = labels(report, data)
     if counts is None:
         return [f"column {data.label_column!r} has more than {MOST_LABELS:,} different values; it is no label"]
@@ -127,6 +127,18 @@ def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str
     if alone:
         return [f"class {alone[0]!r} has a single item; every class needs one to train on and one to validate on"]
     return []
+
+
+def unfit(report: Report, column: Column) -> str | None:
+    """Why numbers, or the classes of one of several heads, cannot be learned from a column; None when they may."""
+    counts = report.label_counts.get(column.name)
+    if column.meaning == "number" and counts and all(number_of(value) is None for value in counts):
+        return f"column {column.name!r} holds no numbers"
+    if column.meaning == "class" and counts is None:
+        return f"column {column.name!r} has more than {MOST_LABELS:,} different values; it is no label"
+    if column.meaning == "class" and len(counts or ()) < 2:
+        return f"column {column.name!r} holds only one class, {next(iter(counts or ()), 'none')!r}"
+    return None
 
 
 def labels(report: Report, data: Data) -> Mapping[str, int] | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from export.bundle import Interval
 from export.reports.evaluation import Evaluation
 from finetune.preprocess import Items
 from models.network import Network
@@ -20,12 +21,14 @@ class Objective:
     metrics: names of figures that stopping may watch beside "loss". falling: those of which less is better.
     keeps_last: whether the weights of the last step are the ones to keep, not those with the lowest loss.
     steps_in_round: in a round of several steps each teaches its own part of the network, the others have no gradient.
+    calibrates: whether `calibrate` has something to take from a split that was not learned from.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ()
-    falling: ClassVar[frozenset[str]] = frozenset()
-    keeps_last: ClassVar[bool] = False
+    metrics: tuple[str, ...] = ()
+    falling: frozenset[str] = frozenset()
+    keeps_last: bool = False
     steps_in_round: int = 1
+    calibrates: bool = False
 
     def outputs(
         self, model: nn.Module, inputs: list[Tensor], targets: Tensor, step: int | None
@@ -49,6 +52,25 @@ class Objective:
     def report(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> Evaluation:
         """How good the network is on a whole split."""
         raise NotImplementedError
+
+    def pictures(self, network: Network, inputs: list[Tensor]) -> dict[str, bytes]:
+        """PNG files of what the network makes of some held-out inputs, by name, for the bundle. On the CPU, in
+        evaluation mode."""
+        return {}
+
+    def loss_of(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> float:
+        """The mean loss of a whole split, where what is kept is what the loss is computed from."""
+        answers = torch.from_numpy(targets)
+        total = self.loss({name: torch.from_numpy(value) for name, value in kept.items()}, answers)
+        return float(total) / self.weight(answers)
+
+    def calibrate(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> None:
+        """Learn from items that were not learned from how far answers are to be trusted; reports from now on say how
+        well that holds."""
+
+    def intervals(self) -> dict[str, Interval]:
+        """Of numbers, by the name of the head, which is "" where there is only one."""
+        return {}
 
     def examined(self, network: Network, items: Items, found: Evaluation, between: Callable[[], None]) -> Evaluation:
         """`found`, with what takes too long for every evaluation in training: of a network that is done, in evaluation

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from finetune import trainer
 from finetune.automatic import Chosen
 from finetune.objectives.cross_entropy import CrossEntropy
+from finetune.objectives.objective import Objective
 from finetune.preprocess import Items
 from finetune.recipe import Recipe
 from models import registry
@@ -140,20 +141,19 @@ def fit(
     *,
     chosen: Chosen,
     seed: int = 0,
-    objective: CrossEntropy | None = None,
+    objective: Objective | None = None,
     held_out: int = 50,
     run: str = "run",
     **recipe: Any,
 ) -> trainer.FitResult:
     """trainer.fit with the last `held_out` items for validation; `recipe`: fields of the Recipe."""
     torch.set_num_threads(1)
-    assert network.head is not None
     cut = len(items) - held_out
     return trainer.fit(
         network,
         items.select(np.arange(cut)),
         items.select(np.arange(cut, len(items))),
-        objective or CrossEntropy(network.head.out_features),
+        objective or cross_entropy_of(network),
         Recipe(model="small", training_file="small", **{"checkpoint_seconds": 1e9, **recipe}),
         chosen,
         seed=seed,
@@ -161,6 +161,12 @@ def fit(
         folder=folder,
         reporter=reporter or Recorder(),
     )
+
+
+def cross_entropy_of(network: Network) -> CrossEntropy:
+    assert isinstance(network, Headed)
+    assert isinstance(network.head, nn.Linear)
+    return CrossEntropy(network.head.out_features)
 
 
 def weights(network: Network) -> dict[str, Tensor]:
