@@ -114,6 +114,7 @@ def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_table_without_labels_becomes_an_autoencoder(codes: Path) -> None:
     manifest = bundle.verify(codes / "repository" / "codes" / "1")
     assert manifest.task == "reconstruction"
@@ -145,6 +146,7 @@ def test_a_label_column_is_not_reconstructed(tmp_path: Path) -> None:
     assert manifest.input == VectorInput(features=64, names=[f"pixel{i}" for i in range(64)])
 
 
+@pytest.mark.slow
 def test_few_labels_are_enough_for_an_encoder_that_knows_the_data(codes: Path) -> None:
     """Hinton, Osindero and Teh 2006; Vincent et al. 2008: five labels a class, over three draws of them."""
     start = find("codes", codes / "repository", {})
@@ -175,6 +177,7 @@ def test_few_labels_are_enough_for_an_encoder_that_knows_the_data(codes: Path) -
     assert np.mean(known) > np.mean(unknown) + 0.15
 
 
+@pytest.mark.slow
 def test_a_published_autoencoder_goes_on_as_a_classifier(codes: Path) -> None:
     training = table(codes / "labelled.csv", np.arange(200), labels=True)
     before = registry.restore(codes / "repository" / "codes" / "1").state_dict()
@@ -211,6 +214,7 @@ def test_a_published_autoencoder_goes_on_as_a_classifier(codes: Path) -> None:
     assert learning[-1] == ["hidden1", "hidden2", "code", "head"]
 
 
+@pytest.mark.slow
 def test_a_published_autoencoder_goes_on_reconstructing(codes: Path) -> None:
     training = file(codes / "digits.csv")
     again = learn(codes, training, "again", "codes", 1, 1e-5)
@@ -220,6 +224,7 @@ def test_a_published_autoencoder_goes_on_reconstructing(codes: Path) -> None:
         learn(codes, pictures(codes / "some.zip", 20), "wrong", "codes", 1, 1e-3)
 
 
+@pytest.mark.slow
 def test_images_without_labels_become_a_variational_autoencoder(tmp_path: Path) -> None:
     hyperparameters = {"image_size": 16, "channels": [8, 16], "hidden": [32], "latent": 6}
     model = ModelSpec(architecture="vae", hyperparameters=hyperparameters)
