@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.catalog import Modality
+from models.catalog import MOST_MEMBERS, MOST_PASSES, Modality, Vote
 from models.spec import HeadName, ModelSpec
 
 Auto = Literal["auto"]
@@ -120,6 +120,19 @@ class MultiTask(Part, frozen=True, kw_only=True, tag="multi_task", tag_field="ty
     heads: Annotated[dict[HeadName, Head], msgspec.Meta(min_length=1, max_length=32)]
 
 
+class Adversarial(Part, frozen=True, kw_only=True, tag="adversarial", tag_field="type"):
+    """Images from noise, by a generator that a discriminator cannot tell from the data (Goodfellow et al. 2014).
+
+    discriminator_steps: for each step of the generator; every one is a step of the run, with a batch of its own.
+    generator_loss: "minimax" is the paper's game, "non_saturating" its advice: the gradient lasts where the
+        discriminator wins. label_smoothing: taken off the 1 that real images are labelled with (Salimans et al. 2016).
+    """
+
+    discriminator_steps: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    generator_loss: Literal["non_saturating", "minimax"] = "non_saturating"
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=0.5)] = 0.0
+
+
 class L1Sparsity(Part, frozen=True, kw_only=True, tag="l1", tag_field="type"):
     """weight · Σ |code|, an item. The decoder could make up for a small code by large weights; weight decay is what
     holds it back."""
@@ -173,7 +186,17 @@ class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field=
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
 
 
-Objective = HeadObjective | KlDivergence | MultiTask | Reconstruction | Elbo | MaskedTokens | NextToken | Translation
+Objective = (
+    HeadObjective
+    | KlDivergence
+    | MultiTask
+    | Reconstruction
+    | Elbo
+    | Adversarial
+    | MaskedTokens
+    | NextToken
+    | Translation
+)
 
 
 class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):
@@ -344,6 +367,34 @@ class Stopping(Part, frozen=True, kw_only=True):
     retrain: Literal["keep", "scratch", "continue"] = "keep"
 
 
+class Bagging(Part, frozen=True, kw_only=True, tag="bagging", tag_field="type"):
+    """So many networks learn, each from another seed and, with `bootstrap`, from a draw of its own, with replacement,
+    of as many items as there are to learn from (Breiman 1996). They answer as one: by the mean of their probabilities
+    or numbers, or by what the majority votes for."""
+
+    members: Annotated[int, msgspec.Meta(ge=2, le=MOST_MEMBERS)] = 5
+    vote: Vote = "mean"
+    bootstrap: bool = True
+
+
+class Joined(Part, frozen=True, kw_only=True, tag="published", tag_field="type"):
+    """`model` and these `models`, all of them published ("digits" or "digits:3"), answer as one. They answer the same
+    labels and read their input alike. Nothing is trained: the file is what the figures are measured on."""
+
+    models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MOST_MEMBERS - 1)]
+    vote: Vote = "mean"
+
+
+class McDropout(Part, frozen=True, kw_only=True, tag="dropout", tag_field="type"):
+    """Monte-Carlo dropout: the network answers by the mean of so many passes, each without other units (Gal and
+    Ghahramani 2016). Which units those are is drawn once, so that equal inputs have equal answers."""
+
+    passes: Annotated[int, msgspec.Meta(ge=2, le=MOST_PASSES)] = 32
+
+
+Ensemble = Bagging | Joined | McDropout
+
+
 class Recipe(Part, frozen=True, kw_only=True):
     """One fine-tuning run. See each section for its rules.
 
@@ -353,6 +404,8 @@ class Recipe(Part, frozen=True, kw_only=True):
     name: under which the result is published; None: "<model>-<suffix>", or the model's name.
     objective: what is learned; None: what the architecture learns first of all, classes mostly.
     terms: added to the objective's loss in training.
+    ensemble: several networks, or passes through one, that answer together and say how far they are apart.
+    optimizer: "auto" is AdamW, and Adam with a beta1 of 0.5 in an adversarial game (Radford et al. 2016).
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
     """
@@ -373,7 +426,8 @@ class Recipe(Part, frozen=True, kw_only=True):
     max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] | None = None
     objective: Objective | None = None
     terms: tuple[Term, ...] = ()
-    optimizer: Optimizer = AdamW()
+    ensemble: Ensemble | None = None
+    optimizer: Auto | Optimizer = "auto"
     schedule: Schedule = Schedule()
     regularization: Regularization = Regularization()
     transfer: Transfer = Transfer()
