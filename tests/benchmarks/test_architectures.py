@@ -26,7 +26,7 @@ from benchmarks.architectures.pictures import Picture
 from benchmarks.architectures.rows import ROWS, recipe
 from benchmarks.architectures.runs import Run, Trained
 from benchmarks.architectures.serving import Latency
-from export.onnx import export_onnx
+from export.onnx import export_onnx, quiet
 from models import registry
 from models.spec import Embedding, ModelSpec
 
@@ -132,7 +132,8 @@ class Attention(nn.Module):
 
 def test_attention_is_counted_and_loops_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "attention.onnx"
-    torch.onnx.export(Attention(), (torch.ones(2, 4, 8),), path, dynamo=True, input_names=["x"], verbose=False)
+    with quiet():
+        torch.onnx.export(Attention().eval(), (torch.ones(2, 4, 8),), path, dynamo=True, input_names=["x"])
     assert counting.count(path, {"x": np.ones((2, 4, 8), np.float32)}) == 2 * (2 * 4 * 4 * 8)
     model = onnx.load(str(path))
     branch = onnx.helper.make_graph([], "branch", [], [])
