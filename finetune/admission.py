@@ -10,10 +10,10 @@ import msgspec
 
 from export.bundle import DamagedBundle, names, read_manifest, versions
 from finetune.data.items import Kind
-from finetune.data.validation import Report, usable
+from finetune.data.validation import Report, kind_of, usable
 from finetune.data.validation import labels as labels_of
 from finetune.data.wanted import wanted_of
-from finetune.recipe import CrossEntropy, KlDivergence, Name, Objective, Recipe
+from finetune.recipe import BinaryCrossEntropy, CrossEntropy, KlDivergence, MultiTask, Name, Objective, Recipe
 from finetune.task import TASKS, name_of, objective_of
 from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
 from models.spec import Classification, Embedding, ModelSpec, tag
@@ -45,16 +45,17 @@ def admit(
     recipe: Recipe,
     *,
     report: Report,
+    validation: Report | None = None,
     backbones: Mapping[str, str],
     repository: Path,
     allow_hub: bool,
 ) -> str:
     """The name the result will be published under.
 
-    report: on the training file. backbones: the operator's own, name → folder or hub id. Raises UnknownModel, Unusable
-    when nothing can be learned from the file, or Refused for what contradicts itself: hyper-parameters or an objective
-    that the architecture does not have, data of another modality than the model's, a name that cannot be published
-    under.
+    report: on the training file; validation: on the validation file. backbones: the operator's own, name → folder or
+    hub id. Raises UnknownModel, Unusable when nothing can be learned from the file, or Refused for what contradicts
+    itself: hyper-parameters or an objective that the architecture does not have, data of another modality than the
+    model's, a name that cannot be published under.
     """
     try:
         recipe.training_hyperparameters()
@@ -73,15 +74,19 @@ def admit(
     if reasons := usable(report, recipe.data, wanted):
         raise Unusable("training_file", "; ".join(reasons))
     kinds = {KIND_OF[one]: one for one in ARCHITECTURES[architecture].modalities} if architecture else {}
-    kind: Kind = "text" if report.kind == "pairs" else report.kind
+    holds = kind_of(report, recipe.data, wanted)
+    kind: Kind = "text" if holds == "pairs" else holds
     if kinds and kind not in kinds:
         learns = " or ".join(f"{one} data ({kind})" for kind, one in kinds.items())
-        raise Refused("training_file", f"training_file: holds {report.kind}, and {stem} learns from {learns}")
+        raise Refused("training_file", f"training_file: holds {holds}, and {stem} learns from {learns}")
+    if validation is not None and (other := kind_of(validation, recipe.data, wanted)) != holds:
+        raise Refused("validation_file", f"validation_file: holds {other}, the training file {holds}")
     if kinds and (field := recipe.augmentation.misplaced(kinds[kind])):
-        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {report.kind}")
+        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {holds}")
     labels = list(labels_of(report, recipe.data) or ()) if wanted.kind == "class" else []
     if isinstance(recipe.model, ModelSpec):
         fits(recipe.model, objective, labels)
+    two_classes(objective, labels, report)
     if recipe.stopping is not None and recipe.stopping.retrain != "keep" and recipe.validation_file is not None:
         raise Refused(
             "stopping.retrain",
@@ -178,6 +183,23 @@ def fits(spec: ModelSpec, objective: Objective, labels: list[str]) -> None:
             "model.task",
             f"model.task: {spec.task.classes} classes, but the training file has {len(labels)}: {quoted(labels)}",
         )
+
+
+def two_classes(objective: Objective, labels: list[str], report: Report) -> None:
+    """Raises Refused when one sigmoid unit is to tell more or fewer than two classes apart."""
+    found = {"objective": labels} if isinstance(objective, BinaryCrossEntropy) else {}
+    if isinstance(objective, MultiTask):
+        for name, head in objective.heads.items():
+            if isinstance(head.objective, BinaryCrossEntropy):
+                column = (head.columns or (name,))[0]
+                found[f"objective.heads.{name}"] = list(report.label_counts.get(column, ()))
+    for param, classes in found.items():
+        if len(classes) != 2:
+            raise Refused(
+                param,
+                f"{param}: binary_cross_entropy tells two classes apart, the training file has {len(classes)}: "
+                f"{quoted(classes)}; take cross_entropy",
+            )
 
 
 def published_name(recipe: Recipe, stem: str) -> str:

@@ -162,16 +162,13 @@ def create_job(state: AppState, data: JSONBody[Recipe]) -> JobObject:
     """Queue a fine-tuning job. The body is a Recipe; what can be known to be wrong with it is said at once."""
     store: JobStore = state.store
     report = report_of(store, data, "training_file")
-    if data.validation_file is not None:
-        other = report_of(store, data, "validation_file")
-        if other.kind != report.kind:
-            message = f"validation_file: holds {other.kind}, the training file {report.kind}"
-            raise ApiError(400, message, param="validation_file")
+    validation = report_of(store, data, "validation_file") if data.validation_file is not None else None
     settings = state.settings
     try:
         name = admit(
             data,
             report=report,
+            validation=validation,
             backbones=settings.backbones,
             repository=settings.repository,
             allow_hub=settings.allow_hub,
