@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo serve test lock
+.PHONY: install demo serve architectures test lock
 
 install: .venv/installed
 
@@ -17,6 +17,11 @@ demo: install
 
 serve: install
 	$(BIN)/espalier serve
+
+# The series are in sktime's package; of all that it would bring along, nothing is needed.
+architectures: install
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps sktime==1.2.0
+	$(BIN)/python -m benchmarks.architectures
 
 test: install
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ PATHS = {
     "multi_label": "classify",
     "regression": "predict",
     "multi_task": "predict",
+    "reconstruction": "predict",
 }
 
 
@@ -46,8 +47,11 @@ def _summary(manifest: Manifest) -> str:
         "multi_label": f"a classifier that gives any number of {count} labels at once",
         "regression": f"a regression of {count} number{'s' if count > 1 else ''}",
         "multi_task": f"one network with {len(manifest.heads)} heads",
+        "reconstruction": "an autoencoder",
         "embedding": "an encoder",
         "translation": "a translation model",
+        "masked_language_model": "an encoder that has learned from texts without labels",
+        "language_model": "a language model",
     }
     return (
         f"This is {what[manifest.task]}, architecture `{manifest.model['architecture']}`, "
@@ -88,6 +92,9 @@ def _use(manifest: Manifest) -> str:
                 call = _json_call(path, manifest.name, '"data:image/png;base64,..."')
         case TextInput(max_length=max_length) if manifest.task == "translation":
             words = f"Texts of at most {max_length} tokens; a longer one is refused."
+            call = _json_call("completions", manifest.name, '"some text"', field="prompt")
+        case TextInput(max_length=max_length) if manifest.task == "language_model":
+            words = f"Texts to go on with, of at most {max_length} tokens with what is written."
             call = _json_call("completions", manifest.name, '"some text"', field="prompt")
         case TextInput(max_length=max_length):
             words = f"Texts; what is longer than {max_length} tokens is cut."

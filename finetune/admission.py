@@ -14,7 +14,7 @@ from finetune.data.validation import Report, kind_of, usable
 from finetune.data.validation import labels as labels_of
 from finetune.data.wanted import wanted_of
 from finetune.recipe import BinaryCrossEntropy, CrossEntropy, KlDivergence, MultiTask, Name, Objective, Recipe
-from finetune.task import TASKS, name_of, objective_of
+from finetune.task import TASKS, name_of, objective_of, suits
 from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
 from models.spec import Classification, Embedding, ModelSpec, tag
 
@@ -22,7 +22,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What kind of data (finetune.data.validation.Report.kind) an architecture's modality learns from.
 KIND_OF: dict[Modality, Kind] = {"image": "images", "text": "text", "vector": "table", "series": "series"}
 # Architectures that train from random weights by their name alone; an encoder of transformers is known by its weights.
-SCRATCH = {name: card for name, card in ARCHITECTURES.items() if not name.endswith("_encoder")}
+SCRATCH = {name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", "text_encoder")}
 
 
 class Refused(ValueError):
@@ -68,6 +68,11 @@ def admit(
     if architecture is not None:
         try:
             objective = objective_of(recipe.objective, architecture)
+        except ValueError as error:
+            raise Refused("objective", str(error)) from error
+    if isinstance(recipe.model, ModelSpec):
+        try:
+            suits(objective, recipe.model)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
     wanted = wanted_of(objective, recipe.data)
@@ -175,7 +180,7 @@ def fits(spec: ModelSpec, objective: Objective, labels: list[str]) -> None:
     """Raises Refused when the task a ModelSpec asks for is not the one the objective and the data teach."""
     if isinstance(spec.task, Embedding):
         raise Refused("model.task", "model.task: an embedding has no labels to learn; ask for a classification")
-    if spec.task is not None and tag(spec.task) not in TASKS[type(objective)]:
+    if spec.task is not None and tag(spec.task) != TASKS[type(objective)]:
         taught = name_of(objective)
         raise Refused("model.task", f"model.task: {taught} teaches {TASKS[type(objective)]}, not {tag(spec.task)}")
     if isinstance(spec.task, Classification) and labels and spec.task.classes != len(labels):

@@ -27,8 +27,9 @@ from models.spec import ModelSpec, Task
 
 # Images whose headers are read to choose how images are brought to size.
 LOOKED_AT = 200
-# Tokens that a text may have where neither recipe nor model says.
+# Tokens that a text may have, and pixels of an image's side, where neither recipe nor model says.
 TEXT_LENGTH = 256
+IMAGE_SIZE = 32
 TARGET_TOKENIZER = "target_tokenizer.json"
 
 
@@ -89,6 +90,8 @@ def read(
     parameters = catalog.hyperparameters(origin.spec)
     before = origin.manifest.input if origin.manifest else None
     if dataset.kind == "table":
+        if isinstance(parameters, catalog.CodingParameters) and parameters.image_size is not None:
+            raise ValueError(f"the data are vectors, {origin.name} reads images")
         features, known = len(dataset.content(0)), getattr(parameters, "features", None)
         if known not in (None, features):
             raise ValueError(f"the data have {features} columns of numbers, {origin.name} takes {known}")
@@ -96,14 +99,19 @@ def read(
         return Reading(spec=spec, input=VectorInput(features=features, names=dataset.features))
     if isinstance(parameters, catalog.TranslationParameters):
         return _read_pairs(origin, parameters, recipe, dataset, learned, task)
-    if isinstance(parameters, catalog.SequenceParameters):
-        if dataset.kind == "series":
-            return _read_series(origin, parameters, recipe, dataset, task)
+    if isinstance(parameters, catalog.SequenceParameters | catalog.TransformerParameters):
+        if isinstance(parameters, catalog.SequenceParameters):
+            if dataset.kind == "series":
+                return _read_series(origin, parameters, recipe, dataset, task)
+            if parameters.channels is not None:
+                raise ValueError(f"the data are texts, {origin.name} reads series")
         return _read_words(origin, parameters, recipe, dataset, learned, task)
     if isinstance(parameters, catalog.TextEncoderParameters):
         return _read_texts(origin, parameters, recipe, task, backbones)
     assert dataset.kind == "images"
-    size: int = recipe.image_size or getattr(parameters, "image_size")  # noqa: B009 - every image architecture has it
+    if isinstance(parameters, catalog.CodingParameters) and parameters.features is not None:
+        raise ValueError(f"the data are images, {origin.name} reads vectors")
+    size: int = recipe.image_size or getattr(parameters, "image_size") or IMAGE_SIZE  # noqa: B009 - all for images have it
     spec = _complete(origin.spec, task, image_size=size)
     if isinstance(before, ImageInput):
         return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))
@@ -124,8 +132,8 @@ def image_input(dataset: Dataset, size: int) -> ImageInput:
 def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[str, str]) -> Network:
     """The network of `spec` with the weights of its origin; what they lack, the head mostly, is random.
 
-    The head of a published model is kept when it does the same task with the same labels, in this order. Raises
-    ValueError when weights do not fit.
+    Of a published model everything is kept when it does the same task with the same labels, in this order; else the
+    trunk, which is all that another task's network has in common with it. Raises ValueError when weights do not fit.
     """
     network = registry.build(spec)
     if origin.folder is None or origin.manifest is None:
@@ -133,10 +141,14 @@ def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[s
             weights.load(network, spec.weights, backbones)
         return network
     state = load_file(origin.folder / registry.WEIGHTS)
-    if not keeps_head(origin, spec, targets):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    absent = network.load_state_dict(state, strict=False)
-    missing = [name for name in absent.missing_keys if not name.startswith("head.")]
+    kept = "" if keeps_head(origin, spec, targets) else "trunk."
+    try:
+        absent = network.load_state_dict(
+            {name: tensor for name, tensor in state.items() if name.startswith(kept)}, strict=False
+        )
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {origin.name} do not fit: {error}") from error
+    missing = [name for name in absent.missing_keys if name.startswith(kept)]
     if missing or absent.unexpected_keys:
         raise ValueError(f"the weights of {origin.name} do not fit: {(missing + absent.unexpected_keys)[0]}")
     return network
@@ -192,21 +204,19 @@ def _read_series(
 
 def _read_words(
     origin: Origin,
-    parameters: catalog.SequenceParameters,
+    parameters: catalog.SequenceParameters | catalog.TransformerParameters,
     recipe: Recipe,
     dataset: Dataset,
     learned: np.ndarray,
     task: Task,
 ) -> Reading:
     """With the vocabulary of the published model, or one that is learned now."""
-    if parameters.channels is not None:
-        raise ValueError(f"the data are texts, {origin.name} reads series")
     length = recipe.max_length or parameters.max_length or TEXT_LENGTH
     if origin.folder is not None and origin.manifest is not None and isinstance(origin.manifest.input, TextInput):
         input = msgspec.structs.replace(origin.manifest.input, max_length=length)
         tokenizer = (origin.folder / input.tokenizer).read_bytes()
     else:
-        input = TextInput(max_length=length, pad_token_id=PAD)
+        input = TextInput(max_length=length, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
         tokenizer = train_tokenizer((dataset.content(int(item)) for item in learned), parameters.vocabulary_size)
     spec = _complete(origin.spec, task, vocabulary=tokens_of(tokenizer), max_length=length)
     return Reading(spec=spec, input=input, tokenizer=tokenizer)

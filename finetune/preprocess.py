@@ -47,7 +47,8 @@ class Written:
 class Items:
     """Some items of a data set, ready for the graph.
 
-    targets: [items, ...] as `finetune.data.targets` has them; of texts, one int64 [tokens] an item, as objects.
+    targets: [items, ...] as `finetune.data.targets` has them; of texts, one int64 [tokens] an item, as objects: those
+        that are to be written, or where nothing is, the text's own.
     lengths: int64 [items], tokens of texts and steps of series; None for the others.
     collate: rows of the data set → graph inputs by name; rows: int64 [items], those of these items.
     """
@@ -94,7 +95,12 @@ def prepare(
     if isinstance(spec, TextInput):
         assert tokenizer is not None, "texts need a tokenizer"
         items = _texts(dataset, spec, tokenizer, progress)
-        return items if written is None else replace(items, targets=written_tokens(dataset.targets, written))
+        if written is not None:
+            return replace(items, targets=written_tokens(dataset.targets, written))
+        if dataset.source.wanted.kind == "nothing":
+            texts = np.array([dataset.content(row) for row in range(len(dataset))], object)
+            return replace(items, targets=written_tokens(texts, Written(spec, tokenizer)))
+        return items
     if isinstance(spec, SeriesInput):
         return _series(dataset, spec, progress)
     return _vectors(dataset, spec, progress)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-PAD, UNK, BOS, EOS = range(4)
-SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
+PAD, UNK, BOS, EOS, MASK = range(5)
+SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]")
 # Every byte has a token of its own.
 SMALLEST = len(SPECIAL) + 256
 
@@ -46,3 +47,22 @@ def train_tokenizer(texts: Iterable[str], size: int) -> bytes:
 def tokens_of(tokenizer: bytes) -> int:
     """The number of tokens of a tokenizer.json: ids are below it."""
     return int(Tokenizer.from_str(tokenizer.decode()).get_vocab_size())
+
+
+def token_sizes(tokenizer: bytes) -> np.ndarray:
+    """How many bytes of UTF-8 each token of `train_tokenizer` stands for, and how many characters begin in it: int64
+    [tokens, 2], zeros for the special ones."""
+    vocabulary = Tokenizer.from_str(tokenizer.decode()).get_vocab()
+    byte, found = bytes_by_letter(), np.zeros((len(vocabulary), 2), np.int64)
+    for token, place in vocabulary.items():
+        if token not in SPECIAL:
+            found[place] = len(token), sum(byte[letter] & 0xC0 != 0x80 for letter in token)
+    return found
+
+
+def bytes_by_letter() -> dict[str, int]:
+    """The byte that each letter of a byte-level token stands for (Radford et al. 2019): bytes that print stand for
+    themselves, the others for letters from 256 on."""
+    printed = (*range(33, 127), *range(161, 173), *range(174, 256))
+    others = sorted(set(range(256)) - set(printed))
+    return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -18,6 +18,7 @@ Modality = Literal["image", "text", "vector", "series"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "maxout", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus", "rbf"
 ]
+Elementwise = Literal["relu", "leaky_relu", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus"]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 
 
@@ -129,7 +130,7 @@ class SequenceParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     channels: Positive | None = None
     vocabulary: Positive | None = None
-    vocabulary_size: Annotated[int, msgspec.Meta(ge=260, le=200_000)] = 8_000
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
     embedding: Positive = 128
     width: Positive = 128
@@ -143,6 +144,28 @@ class RecurrentParameters(SequenceParameters, frozen=True, kw_only=True):
     bidirectional: bool = False
 
 
+class TransformerParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is read is a text of `vocabulary` tokens; None: from the data.
+
+    vocabulary_size, max_length: as for the other networks that read texts. width: of a token's state, which the heads
+    share out among them. feedforward: hidden units of each layer; None: 4 times the width. dropout: of embeddings, of
+    what each part of a layer adds, and before a head.
+    """
+
+    vocabulary: Positive | None = None
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
+    max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
+    layers: Positive = 4
+    heads: Positive = 4
+    width: Positive = 128
+    feedforward: Positive | None = None
+    dropout: Fraction = 0.1
+
+    @property
+    def hidden(self) -> int:
+        return self.feedforward or 4 * self.width
+
+
 class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is read is a text of `vocabulary` tokens, what is written one of `target_vocabulary`; None: from the data.
 
@@ -152,8 +175,22 @@ class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 
     vocabulary: Positive | None = None
     target_vocabulary: Positive | None = None
-    vocabulary_size: Annotated[int, msgspec.Meta(ge=260, le=200_000)] = 8_000
+    vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
+
+
+class TranslatorParameters(TranslationParameters, frozen=True, kw_only=True):
+    """As TransformerParameters; so many `layers` in the encoder, and in the decoder."""
+
+    layers: Positive = 4
+    heads: Positive = 4
+    width: Positive = 128
+    feedforward: Positive | None = None
+    dropout: Fraction = 0.1
+
+    @property
+    def hidden(self) -> int:
+        return self.feedforward or 4 * self.width
 
 
 class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
@@ -164,6 +201,37 @@ class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
     pooling: bool = True
 
 
+class CodingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is coded is a vector of `features` numbers, or an image of `image_size` pixels a side; None: from the data,
+    images at 32 pixels.
+
+    channels: of the convolutions on an image, each of which halves its side (None: 16, 32; empty: its pixels are a
+    vector). hidden: widths of the dense layers between these and the code; the decoder mirrors all of them.
+    dropout: before the head of what is trained on labels afterwards.
+    """
+
+    features: Positive | None = None
+    image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] | None = None
+    channels: tuple[Positive, ...] | None = None
+    hidden: tuple[Positive, ...] = (128,)
+    activation: Elementwise = "relu"
+    dropout: Fraction = 0.0
+
+
+class AutoencoderParameters(CodingParameters, frozen=True, kw_only=True):
+    """`code`: numbers in it (None: half as many as a vector's, 32 for images). With a linear code, no `hidden` and no
+    `channels` the network is linear."""
+
+    code: Positive | None = None
+    code_activation: Literal["linear", "relu", "sigmoid", "tanh"] = "linear"
+
+
+class VaeParameters(CodingParameters, frozen=True, kw_only=True):
+    """`latent`: numbers in the code."""
+
+    latent: Positive = 16
+
+
 Hyperparameters = (
     EfficientNetLiteParameters
     | MlpParameters
@@ -172,6 +240,9 @@ Hyperparameters = (
     | CnnParameters
     | LeNetParameters
     | SequenceParameters
+    | AutoencoderParameters
+    | VaeParameters
+    | TransformerParameters
     | TranslationParameters
 )
 
@@ -332,6 +403,46 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="autoencoder",
+            modalities=("image", "vector"),
+            hyperparameters=AutoencoderParameters,
+            builder="models.autoencoders.autoencoder:build",
+            description="Autoencoder, linear, of dense layers or convolutional; its encoder learns from labels, too",
+            objectives=("reconstruction", *SUPERVISED),
+        ),
+        Card(
+            name="vae",
+            modalities=("image", "vector"),
+            hyperparameters=VaeParameters,
+            builder="models.autoencoders.vae:build",
+            description="Variational autoencoder, which makes new items, too; its encoder learns from labels, too",
+            objectives=("elbo", *SUPERVISED),
+        ),
+        Card(
+            name="transformer",
+            modalities=("text",),
+            hyperparameters=TranslatorParameters,
+            builder="models.transformer:build",
+            description="Transformer: an encoder that reads a text, a decoder that writes its translation",
+            objectives=("translation",),
+        ),
+        Card(
+            name="transformer_encoder",
+            modalities=("text",),
+            hyperparameters=TransformerParameters,
+            builder="models.transformer_encoder:build",
+            description="Transformer encoder that reads texts both ways, with a vocabulary of its own",
+            objectives=(*SUPERVISED, "masked_tokens"),
+        ),
+        Card(
+            name="transformer_decoder",
+            modalities=("text",),
+            hyperparameters=TransformerParameters,
+            builder="models.transformer_decoder:build",
+            description="Transformer decoder, causal: a language model with a vocabulary of its own",
+            objectives=("next_token",),
         ),
     )
 }

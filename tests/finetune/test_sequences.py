@@ -52,7 +52,7 @@ def test_a_vocabulary_is_learned_from_the_training_split_only(tmp_path: Path) ->
     good = np.arange(0, 20, 2)
     one, other = reading(data, good), reading(data, np.arange(20))
     assert one.tokenizer is not None
-    assert one.input == TextInput(max_length=256, pad_token_id=0)
+    assert one.input == TextInput(max_length=256, pad_token_id=0, bos_token_id=2, eos_token_id=3)
     assert '"Ġnews"' in one.tokenizer.decode()
     assert '"good"' in one.tokenizer.decode()
     assert '"bad"' not in one.tokenizer.decode()

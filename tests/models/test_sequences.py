@@ -17,7 +17,7 @@ from models.network import Network
 from models.spec import Classification, ModelSpec
 
 SERIES = {"channels": 2, "width": 8}
-TEXT = {"vocabulary": 260, "embedding": 8, "width": 8}
+TEXT = {"vocabulary": 261, "embedding": 8, "width": 8}
 ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
     ("rnn", SERIES),
     ("lstm", {**TEXT, "layers": 2}),
@@ -41,7 +41,7 @@ def sequences(text: bool, batch: int, length: int) -> tuple[Tensor, Tensor]:
     lengths[0] = length
     mask = (torch.arange(length) < lengths[:, None]).long()
     if text:
-        return torch.randint(4, 260, (batch, length), generator=random), mask
+        return torch.randint(5, 261, (batch, length), generator=random), mask
     return torch.randn(batch, length, 2, generator=random), mask
 
 

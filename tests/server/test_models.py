@@ -22,6 +22,7 @@ def test_backbones_and_architectures_can_be_fine_tuned(live: Live) -> None:
         **dict.fromkeys(("efficientnet_lite0", *SMALL), ("trainable", "image")),
         "mlp": ("trainable", "vector"),
         **dict.fromkeys(("rnn", "lstm", "gru", "convnet1d"), ("trainable", "series, text")),
+        **dict.fromkeys(("transformer", "transformer_encoder", "transformer_decoder"), ("trainable", "text")),
     }
 
 

@@ -1,0 +1,77 @@
+"""Each row against its baseline, on the same test items, and asked over HTTP."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.architectures import data, runs
+from benchmarks.architectures.held_out import HeldOut, held_out
+from benchmarks.architectures.rows import Measure, Row
+from benchmarks.architectures.runs import Trained
+from benchmarks.architectures.serving import Latency, latency
+from benchmarks.serving import server
+from export.bundle import read_manifest
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True):
+    """A row as the document shows it. figure and baseline_figure: the metric on the test items."""
+
+    title: str
+    task: str
+    data: str
+    metric: str
+    better: str
+    figure: float
+    baseline: str
+    baseline_figure: float
+    trained: Trained
+    latency: Latency
+
+    @property
+    def beats(self) -> bool:
+        ahead = self.figure - self.baseline_figure
+        return ahead > 0.0 if self.better == "more" else ahead < 0.0
+
+
+def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, console: Console) -> list[Compared]:
+    """The rows whose runs are done. Raises RuntimeError when the server answers one of them with an error."""
+    done = [row for row in rows if row.run.name in trained]
+    figures: dict[tuple[str, Measure, str], float] = {}
+    found: list[Compared] = []
+    with tempfile.TemporaryDirectory() as home, server(Path(home), runs.repository(folder)) as (pid, port):
+        for row in track(done, "baselines, and requests over HTTP", console=console):
+            one = trained[row.run.name]
+            items = held_out(data.prepared(row.run.file, runs.files(folder)), row.run.recipe)
+            same = (row.run.file, row.measure, repr((row.run.recipe.data, row.run.recipe.seed)))
+            if same not in figures:
+                figures[same] = row.measure(items)
+            found.append(
+                Compared(
+                    title=row.title,
+                    task=row.task,
+                    data=row.data,
+                    metric=row.metric,
+                    better=row.better,
+                    figure=one.metrics[row.metric],
+                    baseline=row.baseline,
+                    baseline_figure=figures[same],
+                    trained=one,
+                    latency=latency(pid, port, read_manifest(one.bundle(folder)), content(items)),
+                )
+            )
+    return found
+
+
+def content(items: HeldOut) -> Any:
+    """A test item to ask about: of those with a length, the one in the middle."""
+    contents = items.test.contents[:101]
+    if isinstance(contents[0], bytes) or not hasattr(contents[0], "__len__"):
+        return contents[0]
+    return sorted(contents, key=len)[len(contents) // 2]

