@@ -179,6 +179,22 @@ class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
 
 
+class Seq2SeqParameters(TranslationParameters, frozen=True, kw_only=True):
+    """`attention`: "additive", a context for each token that is written; "none": the last state is that of all.
+
+    embedding: numbers that stand for a token; width: of a layer, in each direction; layers: of encoder and decoder.
+    bidirectional: whether the encoder reads from both ends. dropout: of embeddings, between layers, before the output.
+    """
+
+    cell: Literal["gru", "lstm"] = "gru"
+    attention: Literal["none", "additive"] = "additive"
+    embedding: Positive = 128
+    width: Positive = 256
+    layers: Positive = 1
+    bidirectional: bool = True
+    dropout: Fraction = 0.2
+
+
 class TranslatorParameters(TranslationParameters, frozen=True, kw_only=True):
     """As TransformerParameters; so many `layers` in the encoder, and in the decoder."""
 
@@ -403,6 +419,14 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="seq2seq",
+            modalities=("text",),
+            hyperparameters=Seq2SeqParameters,
+            builder="models.seq2seq:build",
+            description="Recurrent encoder and decoder for translation, with additive attention or without",
+            objectives=("translation",),
         ),
         Card(
             name="autoencoder",
