@@ -12,8 +12,18 @@ from export.bundle import DamagedBundle, names, read_manifest, versions
 from finetune.data.items import Kind
 from finetune.data.validation import Report, kind_of, usable
 from finetune.data.validation import labels as labels_of
-from finetune.data.wanted import wanted_of
-from finetune.recipe import BinaryCrossEntropy, CrossEntropy, KlDivergence, MultiTask, Name, Objective, Recipe
+from finetune.data.wanted import Wanted, wanted_of
+from finetune.recipe import (
+    BinaryCrossEntropy,
+    ConfidencePenalty,
+    Coral,
+    CrossEntropy,
+    KlDivergence,
+    MultiTask,
+    Name,
+    Objective,
+    Recipe,
+)
 from finetune.task import TASKS, name_of, objective_of, suits
 from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
 from models.spec import Classification, Embedding, ModelSpec, tag
@@ -46,16 +56,17 @@ def admit(
     *,
     report: Report,
     validation: Report | None = None,
+    unlabelled: Mapping[str, Report] | None = None,
     backbones: Mapping[str, str],
     repository: Path,
     allow_hub: bool,
 ) -> str:
     """The name the result will be published under.
 
-    report: on the training file; validation: on the validation file. backbones: the operator's own, name → folder or
-    hub id. Raises UnknownModel, Unusable when nothing can be learned from the file, or Refused for what contradicts
-    itself: hyper-parameters or an objective that the architecture does not have, data of another modality than the
-    model's, a name that cannot be published under.
+    report: on the training file; validation: on the validation file; unlabelled: on the files that terms name, by their
+    ids. backbones: the operator's own, name → folder or hub id. Raises UnknownModel, Unusable when nothing can be
+    learned from the file, or Refused for what contradicts itself: hyper-parameters or an objective that the
+    architecture does not have, data of another modality than the model's, a name that cannot be published under.
     """
     try:
         recipe.training_hyperparameters()
@@ -86,6 +97,8 @@ def admit(
         raise Refused("training_file", f"training_file: holds {holds}, and {stem} learns from {learns}")
     if validation is not None and (other := kind_of(validation, recipe.data, wanted)) != holds:
         raise Refused("validation_file", f"validation_file: holds {other}, the training file {holds}")
+    if reason := misfit(recipe, objective, wanted, report, unlabelled or {}):
+        raise Refused("terms", f"terms: {reason}")
     if kinds and (field := recipe.augmentation.misplaced(kinds[kind])):
         raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {holds}")
     labels = list(labels_of(report, recipe.data) or ()) if wanted.kind == "class" else []
@@ -188,6 +201,35 @@ def fits(spec: ModelSpec, objective: Objective, labels: list[str]) -> None:
             "model.task",
             f"model.task: {spec.task.classes} classes, but the training file has {len(labels)}: {quoted(labels)}",
         )
+
+
+def misfit(
+    recipe: Recipe, objective: Objective, wanted: Wanted, report: Report, unlabelled: Mapping[str, Report]
+) -> str | None:
+    """Why the terms of a recipe cannot be added to its objective, or a domain not be adapted to; None when they can."""
+    tasks = {TASKS.get(type(one), "") for one in objectives_in(objective)}
+    for term in recipe.terms:
+        if isinstance(term, ConfidencePenalty) and not tasks & {"classification", "binary", "multi_label"}:
+            return "confidence is for answers of classes or labels"
+        if not isinstance(term, Coral):
+            continue
+        if wanted.kind not in ("class", "set", "number", "several"):
+            return f"coral adapts what has a head; {name_of(objective)} has none"
+        other = unlabelled[term.file]
+        holds, trained = kind_of(other, recipe.data, wanted), kind_of(report, recipe.data, wanted)
+        if trained == "table":
+            learned = {recipe.data.label_column, *(column.name for column in wanted.columns)}
+            missing = [name for name in report.columns if name not in learned and name not in other.numeric]
+            if missing:
+                return f"{term.file} has no numbers in a column {missing[0]!r}, which the training file has"
+        elif holds != trained:
+            return f"{term.file} holds {holds}, the training file {trained}"
+    return None
+
+
+def objectives_in(objective: Objective) -> list[Objective]:
+    """One, or those of several heads."""
+    return [head.objective for head in objective.heads.values()] if isinstance(objective, MultiTask) else [objective]
 
 
 def two_classes(objective: Objective, labels: list[str], report: Report) -> None:

@@ -20,20 +20,20 @@ from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as publish
 from export.parity import ParityError
 from export.reports.evaluation import Evaluation
-from finetune import automatic, curve, origin, preprocess, trainer
+from finetune import automatic, curve, origin, preprocess, terms, trainer
 from finetune.admission import KIND_OF
 from finetune.batches import evaluation_order
 from finetune.data.datasets import Dataset, open_dataset
 from finetune.data.items import Kind
 from finetune.data.splits import leakage, split
 from finetune.data.targets import Targets
-from finetune.data.wanted import Wanted, wanted_of
+from finetune.data.wanted import NOTHING, Wanted, wanted_of
 from finetune.evaluate import evaluate, report
 from finetune.objectives import choice
 from finetune.preprocess import Items, tensors
-from finetune.recipe import Hyperparameters, Recipe
+from finetune.recipe import Data, Hyperparameters, Recipe
 from finetune.retraining import retrain
-from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
+from finetune.run_request import Cancelled, FileRef, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
 from finetune.task import describe, name_of, objective_of, suits, task_of
 from models import catalog, heads
@@ -116,7 +116,14 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
 
     train, validation, test = learned(splits.train), items.select(splits.validation), items.select(splits.test)
     if request.validation is not None:
-        other = open_dataset(request.validation.path, request.validation.filename, recipe.data, wanted, dataset.answers)
+        other = open_dataset(
+            request.validation.path,
+            request.validation.filename,
+            recipe.data,
+            wanted,
+            dataset.answers,
+            features=dataset.features,
+        )
         report_leakage(dataset, other, reporter)
         validation = prepare(other, folder=request.folder / CACHE / "validation")
     if not len(validation):
@@ -124,11 +131,16 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
             "give more data, or a validation file"
         )
+    unlabelled = {
+        name: prepare(open_unlabelled(one, recipe.data, dataset), folder=request.folder / CACHE / one.sha256)
+        for name, one in request.unlabelled.items()
+    }
     chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
     if isinstance(task, MultiTask):
-        for items, words in ((train, "training"), (validation, "validation"), (test, "test")):
-            check_heads(task, items, words)
+        for side, words in ((train, "training"), (validation, "validation"), (test, "test")):
+            check_heads(task, side, words)
     objective = choice.build(section, dataset.answers, train.targets, reading)
+    added = [terms.build(term, task, unlabelled) for term in recipe.terms]
     if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
         raise ValueError(
             f"stopping.metric: {name_of(section)} does not measure {recipe.stopping.metric}; it measures "
@@ -159,7 +171,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     network = begin(train)
     settled = settle(recipe, chosen, seed)
     run = fingerprint(settled, request, start.name)
-    fit = partial(trainer.fit, validation=validation, objective=objective, seed=seed, reporter=reporter)
+    fit = partial(trainer.fit, validation=validation, objective=objective, terms=added, seed=seed, reporter=reporter)
     folder = request.folder / "checkpoints"
     result = fit(network, train, recipe=recipe, chosen=chosen, run=run, folder=folder)
     if result.steps < result.planned:
@@ -239,6 +251,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             recipe=msgspec.json.decode(msgspec.json.encode(settled)),
             training_sha256=request.training.sha256,
             validation_sha256=request.validation.sha256 if request.validation else None,
+            unlabelled_sha256=sorted(one.sha256 for one in request.unlabelled.values()),
         ),
         extra_files={
             "training_curve.png": curve.plot(result),
@@ -292,6 +305,7 @@ def settle(recipe: Recipe, chosen: automatic.Chosen, seed: int) -> Recipe:
 def fingerprint(settled: Recipe, request: RunRequest, start: str) -> str:
     """What a checkpoint must agree in to be gone on from: recipe, data and the weights at the start."""
     files = [request.training.sha256, request.validation.sha256 if request.validation else None]
+    files += [one.sha256 for one in request.unlabelled.values()]
     return hashlib.sha256(msgspec.json.encode([settled, files, start])).hexdigest()
 
 
@@ -304,6 +318,15 @@ def open_training_data(request: RunRequest, start: origin.Origin, wanted: Wanted
     number = np.array([before.index(label) for label in dataset.labels], np.int64)
     classes = number[dataset.targets]
     return replace(dataset, answers=Targets(before, classes, classes))
+
+
+def open_unlabelled(one: FileRef, data: Data, training: Dataset) -> Dataset:
+    """Items of another domain, without their labels. Raises ValueError when they are not like those of the training
+    file."""
+    found = open_dataset(one.path, one.filename, data, NOTHING, features=training.features)
+    if found.kind != training.kind:
+        raise ValueError(f"terms: {one.filename} holds {found.kind}, the training file {training.kind}")
+    return found
 
 
 def check_heads(task: MultiTask, items: Items, words: str) -> None:
