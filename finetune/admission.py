@@ -323,24 +323,29 @@ def quoted(labels: list[str]) -> str:
 
 
 class Trainable(msgspec.Struct, frozen=True):
-    """Something a recipe's `model` may name."""
+    """Something a recipe's `model` may name. objectives: types of a recipe's objective that it can learn by, the first
+    one where the recipe names none."""
 
     name: str
     modality: str | None
     description: str
+    objectives: tuple[str, ...] = ()
 
 
 def trainable(backbones: Mapping[str, str]) -> list[Trainable]:
     """Packaged backbones that are installed, the operator's own, and architectures that train from random weights."""
     found = [
-        Trainable(b.name, reads(b.architecture), b.description)
+        Trainable(b.name, reads(b.architecture), b.description, ARCHITECTURES[b.architecture].objectives)
         for b in BACKBONES.values()
         if package_folder(b.package) is not None
     ]
-    found += [
-        Trainable(name, reads(folder_architecture(Path(place))), place) for name, place in sorted(backbones.items())
+    for name, place in sorted(backbones.items()):
+        architecture = folder_architecture(Path(place))
+        objectives = ARCHITECTURES[architecture].objectives if architecture else ()
+        found.append(Trainable(name, reads(architecture), place, objectives))
+    return found + [
+        Trainable(card.name, reads(card.name), card.description, card.objectives) for card in SCRATCH.values()
     ]
-    return found + [Trainable(card.name, reads(card.name), card.description) for card in SCRATCH.values()]
 
 
 def reads(architecture: str | None) -> str | None:
