@@ -2,13 +2,15 @@
 
 batch size      the largest power of two that leaves 20 steps in an epoch, at least 8 and at most 32 for images,
                 texts and series, 256 for vectors.
-learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 5e-4 for a pre-trained image trunk,
-                1e-3 for random weights, 5e-3 when only the head ever learns. Adam and RMSProp alike
+learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 5e-4 for a pre-trained image trunk
+                or any network that was trained here from random weights, 1e-3 for random weights, 5e-3 when only the
+                head ever learns. Adam and RMSProp alike
                 (with momentum α RMSProp takes 1 - α of it), AdaGrad 10 times as much, SGD 20 times.
                 Other batches: times the square root of batch / 32 (Malladi et al. 2022), SGD times batch / 32
                 (Goyal et al. 2017). All of it times the recipe's multiplier.
-epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones; at least 2 and at most 10 and
-                100 respectively; never so many that there are more than 30,000 steps, unless one epoch has them.
+epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones; at least 2 and at most 100, 10
+                for pre-trained trunks, which are large and know much; never so many that there are more than 30,000
+                steps, unless one epoch has them.
 precision       bfloat16 where a CUDA device computes in it, float16 on older ones, float32 elsewhere.
 """
 
@@ -27,7 +29,8 @@ LARGEST_BATCH: dict[Modality, int] = {"image": 32, "text": 32, "vector": 256, "s
 SMALLEST_BATCH = 8
 STEPS_AN_EPOCH = 20
 
-PRETRAINED_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4, "series": 5e-4}
+BACKBONE_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4, "series": 5e-4}
+LEARNED_RATE = 5e-4
 SCRATCH_RATE = 1e-3
 HEAD_RATE = 5e-3
 SGD_FACTOR = 20.0
@@ -37,6 +40,8 @@ REFERENCE_BATCH = 32
 MOST_STEPS = 30_000
 
 Precision = Literal["no", "bf16", "fp16"]
+# Where weights begin: as random numbers, as what was learned here from random numbers, as a pre-trained trunk.
+Beginning = Literal["random", "learned", "backbone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,28 +60,26 @@ def batch_size(modality: Modality, items: int) -> int:
 
 
 def learning_rate(
-    modality: Modality, optimizer: Literal["adamw", "sgd"], *, step_items: int, pretrained: bool, head_only: bool
+    modality: Modality, optimizer: Literal["adamw", "sgd"], *, step_items: int, beginning: Beginning, head_only: bool
 ) -> float:
     """Peak learning rate for steps of `step_items` items."""
     if head_only:
         rate = HEAD_RATE
-    elif pretrained:
-        rate = PRETRAINED_RATE[modality]
     else:
-        rate = SCRATCH_RATE
+        rate = {"random": SCRATCH_RATE, "learned": LEARNED_RATE, "backbone": BACKBONE_RATE[modality]}[beginning]
     ratio = step_items / REFERENCE_BATCH
     return rate * math.sqrt(ratio) if optimizer == "adamw" else rate * SGD_FACTOR * ratio
 
 
-def epochs(items: int, step_items: int, *, pretrained: bool) -> int:
+def epochs(items: int, step_items: int, *, beginning: Beginning) -> int:
     """Passes over `items` training items in steps of `step_items`."""
     steps = math.ceil(items / step_items)
-    wanted, most = (1_000, 10) if pretrained else (3_000, 100)
+    wanted, most = {"random": (3_000, 100), "learned": (1_000, 100), "backbone": (1_000, 10)}[beginning]
     passes = min(max(math.ceil(wanted / steps), 2), most)
     return max(1, min(passes, MOST_STEPS // steps))
 
 
-def choose(recipe: Recipe, modality: Modality, items: int, *, pretrained: bool) -> Chosen:
+def choose(recipe: Recipe, modality: Modality, items: int, *, beginning: Beginning) -> Chosen:
     """Every hyper-parameter as a number, for `items` training items.
 
     Raises ValueError when the recipe gives both a learning rate and a multiplier of the automatic one.
@@ -95,13 +98,13 @@ def choose(recipe: Recipe, modality: Modality, items: int, *, pretrained: bool) 
         head_only = recipe.transfer.freeze == "all" and recipe.transfer.unfreeze_epoch is None
         multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
         rate = multiplier * learning_rate(
-            modality, optimizer, step_items=step_items, pretrained=pretrained, head_only=head_only
+            modality, optimizer, step_items=step_items, beginning=beginning, head_only=head_only
         )
         if isinstance(recipe.optimizer, RmsProp):
             rate *= 1.0 - recipe.optimizer.momentum
         elif isinstance(recipe.optimizer, AdaGrad):
             rate *= ADAGRAD_FACTOR
-    passes = epochs(items, step_items, pretrained=pretrained) if given.n_epochs == "auto" else given.n_epochs
+    passes = epochs(items, step_items, beginning=beginning) if given.n_epochs == "auto" else given.n_epochs
     return Chosen(epochs=passes, batch_size=size, learning_rate=rate)
 
 

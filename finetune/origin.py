@@ -15,6 +15,7 @@ from export import bundle
 from export.bundle import Manifest
 from export.processing.images import open_image
 from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from finetune.automatic import Beginning
 from finetune.data.datasets import Dataset
 from finetune.data.targets import Targets
 from finetune.preprocess import Written
@@ -42,8 +43,10 @@ class Origin:
     manifest: Manifest | None = None
 
     @property
-    def pretrained(self) -> bool:
-        return self.folder is not None or self.spec.weights is not None
+    def beginning(self) -> Beginning:
+        if self.spec.weights is not None:
+            return "backbone"
+        return "random" if self.folder is None else "learned"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
             "give more data, or a validation file"
         )
-    chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
+    chosen = automatic.choose(recipe, modality, len(train), beginning=start.beginning)
     if isinstance(task, MultiTask):
         for items, words in ((train, "training"), (validation, "validation"), (test, "test")):
             check_heads(task, items, words)
