@@ -89,8 +89,25 @@ def languages(folder: Path, held_out: float = 0.2) -> tuple[Path, list[Sentence]
     return path, kept
 
 
-def catalogue(language: str) -> Sequence[tuple[str, str]]:
-    """Pairs of English sentence and translation, both cleaned, from all of Django's catalogues in a language."""
+def translations(folder: Path, language: str = "it", held_out: float = 0.1) -> tuple[Path, list[Sentence]]:
+    """Messages of Django's catalogues, mostly short: a CSV file of English texts and their translations to train on,
+    and held-out pairs. A text is held out with all its translations, even if case and punctuation differ."""
+    pairs = sorted(set(catalogue(language, shortest=1)))
+    sources = sorted({words(english) for english, _ in pairs})
+    random = np.random.default_rng(0)
+    kept_sources = set(random.permutation(sources)[: round(len(sources) * held_out)])
+    path = folder / f"english-{language}.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "translation"])
+        writer.writerows(pair for pair in pairs if words(pair[0]) not in kept_sources)
+    return path, [pair for pair in pairs if words(pair[0]) in kept_sources]
+
+
+def catalogue(language: str, shortest: int = SHORTEST) -> Sequence[tuple[str, str]]:
+    """Pairs of English sentence and translation of `shortest` characters or more, both cleaned, from all of Django's
+    catalogues in a language."""
     pairs: list[tuple[str, str]] = []
     for path in sorted(Path(django.__file__).parent.rglob(f"locale/{language}/LC_MESSAGES/*.mo")):
         with path.open("rb") as file:
@@ -99,7 +116,7 @@ def catalogue(language: str) -> Sequence[tuple[str, str]]:
             # A context comes before the sentence, with \x04 between them; of a plural the singular is the key.
             english = cleaned((key[0] if isinstance(key, tuple) else key).rpartition("\x04")[2])
             text = cleaned(message)
-            if english and len(text) >= SHORTEST and words(text) != words(english):
+            if words(english) and len(text) >= shortest and words(text) != words(english):
                 pairs.append((english, text))
     return pairs
 

@@ -14,6 +14,7 @@ PATHS = {
     "multi_label": "classify",
     "regression": "predict",
     "multi_task": "predict",
+    "reconstruction": "predict",
 }
 
 
@@ -46,6 +47,7 @@ def _summary(manifest: Manifest) -> str:
         "multi_label": f"a classifier that gives any number of {count} labels at once",
         "regression": f"a regression of {count} number{'s' if count > 1 else ''}",
         "multi_task": f"one network with {len(manifest.heads)} heads",
+        "reconstruction": "an autoencoder",
         "embedding": "an encoder",
         "translation": "a translation model",
         "masked_language_model": "an encoder that has learned from texts without labels",

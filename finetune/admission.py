@@ -14,7 +14,7 @@ from finetune.data.validation import Report, usable
 from finetune.data.validation import labels as labels_of
 from finetune.data.wanted import wanted_of
 from finetune.recipe import CrossEntropy, KlDivergence, Name, Objective, Recipe
-from finetune.task import TASKS, name_of, objective_of
+from finetune.task import TASKS, name_of, objective_of, suits
 from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
 from models.spec import Classification, Embedding, ModelSpec, tag
 
@@ -67,6 +67,11 @@ def admit(
     if architecture is not None:
         try:
             objective = objective_of(recipe.objective, architecture)
+        except ValueError as error:
+            raise Refused("objective", str(error)) from error
+    if isinstance(recipe.model, ModelSpec):
+        try:
+            suits(objective, recipe.model)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
     wanted = wanted_of(objective, recipe.data)

@@ -28,8 +28,9 @@ from models.spec import ModelSpec, Task
 
 # Images whose headers are read to choose how images are brought to size.
 LOOKED_AT = 200
-# Tokens that a text may have where neither recipe nor model says.
+# Tokens that a text may have, and pixels of an image's side, where neither recipe nor model says.
 TEXT_LENGTH = 256
+IMAGE_SIZE = 32
 TARGET_TOKENIZER = "target_tokenizer.json"
 
 
@@ -92,6 +93,8 @@ def read(
     parameters = catalog.hyperparameters(origin.spec)
     before = origin.manifest.input if origin.manifest else None
     if dataset.kind == "table":
+        if isinstance(parameters, catalog.CodingParameters) and parameters.image_size is not None:
+            raise ValueError(f"the data are vectors, {origin.name} reads images")
         features, known = len(dataset.content(0)), getattr(parameters, "features", None)
         if known not in (None, features):
             raise ValueError(f"the data have {features} columns of numbers, {origin.name} takes {known}")
@@ -109,7 +112,9 @@ def read(
     if isinstance(parameters, catalog.TextEncoderParameters):
         return _read_texts(origin, parameters, recipe, task, backbones)
     assert dataset.kind == "images"
-    size: int = recipe.image_size or getattr(parameters, "image_size")  # noqa: B009 - every image architecture has it
+    if isinstance(parameters, catalog.CodingParameters) and parameters.features is not None:
+        raise ValueError(f"the data are images, {origin.name} reads vectors")
+    size: int = recipe.image_size or getattr(parameters, "image_size") or IMAGE_SIZE  # noqa: B009 - all for images have it
     spec = _complete(origin.spec, task, image_size=size)
     if isinstance(before, ImageInput):
         return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))
@@ -130,8 +135,8 @@ def image_input(dataset: Dataset, size: int) -> ImageInput:
 def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[str, str]) -> Network:
     """The network of `spec` with the weights of its origin; what they lack, the head mostly, is random.
 
-    The head of a published model is kept when it does the same task with the same labels, in this order. Raises
-    ValueError when weights do not fit.
+    Of a published model everything is kept when it does the same task with the same labels, in this order; else the
+    trunk, which is all that another task's network has in common with it. Raises ValueError when weights do not fit.
     """
     network = registry.build(spec)
     if origin.folder is None or origin.manifest is None:
@@ -139,10 +144,14 @@ def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[s
             weights.load(network, spec.weights, backbones)
         return network
     state = load_file(origin.folder / registry.WEIGHTS)
-    if not keeps_head(origin, spec, targets):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    absent = network.load_state_dict(state, strict=False)
-    missing = [name for name in absent.missing_keys if not name.startswith("head.")]
+    kept = "" if keeps_head(origin, spec, targets) else "trunk."
+    try:
+        absent = network.load_state_dict(
+            {name: tensor for name, tensor in state.items() if name.startswith(kept)}, strict=False
+        )
+    except RuntimeError as error:
+        raise ValueError(f"the weights of {origin.name} do not fit: {error}") from error
+    missing = [name for name in absent.missing_keys if name.startswith(kept)]
     if missing or absent.unexpected_keys:
         raise ValueError(f"the weights of {origin.name} do not fit: {(missing + absent.unexpected_keys)[0]}")
     return network

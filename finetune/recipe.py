@@ -120,6 +120,43 @@ class MultiTask(Part, frozen=True, kw_only=True, tag="multi_task", tag_field="ty
     heads: Annotated[dict[HeadName, Head], msgspec.Meta(min_length=1, max_length=32)]
 
 
+class L1Sparsity(Part, frozen=True, kw_only=True, tag="l1", tag_field="type"):
+    """weight · Σ |code|, an item. The decoder could make up for a small code by large weights; weight decay is what
+    holds it back."""
+
+    weight: PositiveFloat = 0.001
+
+
+class KlSparsity(Part, frozen=True, kw_only=True, tag="kl", tag_field="type"):
+    """weight · Σ KL(activation ‖ mean of a unit over the batch), for a sigmoid code: each unit is to be on for such a
+    share of the items (Ng 2011)."""
+
+    weight: PositiveFloat = 0.01
+    activation: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] = 0.05
+
+
+class Reconstruction(Part, frozen=True, kw_only=True, tag="reconstruction", tag_field="type"):
+    """Inputs again from their codes, without labels, by the mean of squared errors; vectors in deviations of each
+    number, pixels from 0 to 1.
+
+    noise, masking: deviation of Gaussian noise on inputs, and the share of their numbers that is put to the mean; in
+        training, and what is to come back is the input without them (denoising, Vincent et al. 2008).
+    contraction: weight of ‖∂code/∂input‖², the squared Frobenius norm (Rifai et al. 2011).
+    """
+
+    noise: NonNegative = 0.0
+    masking: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    sparsity: L1Sparsity | KlSparsity | None = None
+    contraction: NonNegative = 0.0
+
+
+class Elbo(Part, frozen=True, kw_only=True, tag="elbo", tag_field="type"):
+    """The evidence lower bound of a variational autoencoder, without labels (Kingma and Welling 2014). `beta`: of the
+    divergence from the prior (Higgins et al. 2017)."""
+
+    beta: PositiveFloat = 1.0
+
+
 class MaskedTokens(Part, frozen=True, kw_only=True, tag="masked_tokens", tag_field="type"):
     """Texts without labels: tokens that are hidden, from all others (Devlin et al. 2019). What is learned so is a
     beginning for another objective: give the published model as the `model` of a next recipe. A text of more than
@@ -138,7 +175,7 @@ class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field=
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
 
 
-Objective = HeadObjective | KlDivergence | MultiTask | MaskedTokens | NextToken | Translation
+Objective = HeadObjective | KlDivergence | MultiTask | Reconstruction | Elbo | MaskedTokens | NextToken | Translation
 
 
 class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):

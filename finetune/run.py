@@ -35,7 +35,7 @@ from finetune.recipe import Hyperparameters, Recipe
 from finetune.retraining import retrain
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
-from finetune.task import describe, name_of, objective_of, task_of
+from finetune.task import describe, name_of, objective_of, suits, task_of
 from models import catalog, heads
 from models.network import Headed, Network
 from models.spec import MultiTask
@@ -46,6 +46,9 @@ PARITY_BATCH = 32
 TOLD_SECONDS = 2.0
 MOST_PROBLEMS = 20
 CACHE = "cache"
+# Images that statistics are taken of, and those that are shown.
+MOST_IMAGES = 4096
+SHOWN = 10
 
 
 def run(request: RunRequest, reporter: Reporter) -> Manifest:
@@ -80,6 +83,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     recipe, seed = request.recipe, seed_of(request)
     start = origin.find(recipe.model, request.repository, request.backbones)
     section = objective_of(recipe.objective, start.spec.architecture)
+    suits(section, start.spec)
     wanted = wanted_of(section, recipe.data)
     dataset = open_training_data(request, start, wanted)
     modality = modality_of(dataset.kind)
@@ -145,8 +149,9 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         numbers = np.zeros(0) if training.targets.dtype == object else training.targets  # texts have no scale
         targets = torch.from_numpy(numbers).float()
         if start.folder is None:
-            everything = partial(training.batch, np.arange(len(training)))
-            network.measure(lambda: tensors(everything(), torch.device("cpu")), targets)
+            every = 1 + len(training) // MOST_IMAGES if modality == "image" else 1
+            measured = partial(training.batch, np.arange(0, len(training), every))
+            network.measure(lambda: tensors(measured(), torch.device("cpu")), targets)
         elif isinstance(network, Headed) and not origin.keeps_head(start, reading.spec, dataset.answers):
             heads.measure(network.head, network.task, targets)
         return network
@@ -212,6 +217,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         reporter.event(stage)
 
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # which its stub lacks
+    network.eval()
+    shown = tensors(held_out.batch(np.arange(min(SHOWN, len(held_out)))), torch.device("cpu"))
     return publish(
         network,
         name=request.name,
@@ -233,7 +240,11 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             training_sha256=request.training.sha256,
             validation_sha256=request.validation.sha256 if request.validation else None,
         ),
-        extra_files={"training_curve.png": curve.plot(result), "training_curve.json": curve.numbers(result)},
+        extra_files={
+            "training_curve.png": curve.plot(result),
+            "training_curve.json": curve.numbers(result),
+            **objective.pictures(network, shown),
+        },
         progress=tell,
     )
 

@@ -6,12 +6,14 @@ from finetune import recipe
 from finetune.data.targets import Targets
 from finetune.recipe import Objective
 from models import spec
-from models.catalog import ARCHITECTURES
-from models.spec import HeadTask, Task
+from models.catalog import ARCHITECTURES, AutoencoderParameters, hyperparameters
+from models.spec import HeadTask, ModelSpec, Task
 
 # What an architecture learns by when the recipe does not say.
 DEFAULTS: dict[str, Objective] = {
     "cross_entropy": recipe.CrossEntropy(),
+    "reconstruction": recipe.Reconstruction(),
+    "elbo": recipe.Elbo(),
     "translation": recipe.Translation(),
     "next_token": recipe.NextToken(),
 }
@@ -25,6 +27,8 @@ TASKS: dict[type[Objective], str] = {
     recipe.AbsoluteError: "regression",
     recipe.Gaussian: "regression",
     recipe.MultiTask: "multi_task",
+    recipe.Reconstruction: "reconstruction",
+    recipe.Elbo: "reconstruction",
     recipe.MaskedTokens: "masked_language_model",
     recipe.NextToken: "language_model",
     recipe.Translation: "translation",
@@ -46,8 +50,25 @@ def objective_of(given: Objective | None, architecture: str) -> Objective:
     return given
 
 
+def suits(objective: Objective, model: ModelSpec) -> None:
+    """Raises ValueError when the hyper-parameters of `model` are not what `objective` needs."""
+    sparsity = objective.sparsity if isinstance(objective, recipe.Reconstruction) else None
+    parameters = hyperparameters(model)
+    if (
+        isinstance(sparsity, recipe.KlSparsity)
+        and isinstance(parameters, AutoencoderParameters)
+        and parameters.code_activation != "sigmoid"
+    ):
+        raise ValueError(
+            f"objective.sparsity: kl needs units between 0 and 1, and the code of this model is "
+            f"{parameters.code_activation}; give it code_activation sigmoid, or take l1"
+        )
+
+
 def task_of(objective: Objective, targets: Targets) -> Task:
     """The task that `objective` teaches with these targets. Raises ValueError when they do not fit it."""
+    if isinstance(objective, recipe.Reconstruction | recipe.Elbo):
+        return spec.Reconstruction()
     if isinstance(objective, recipe.MultiTask):
         heads = {
             name: head_task(head.objective, targets.heads[name], f"head {name!r}")
@@ -94,6 +115,8 @@ def describe(task: Task, targets: Targets) -> str:
             return f"{count} number{'s' if count > 1 else ''}"
         case spec.MultiTask(heads):
             return f"{len(heads)} tasks at once ({', '.join(heads)})"
+        case spec.Reconstruction():
+            return "to reconstruct"
         case spec.MaskedLanguageModel():
             return "hidden tokens"
         case spec.LanguageModel():

@@ -18,6 +18,7 @@ Modality = Literal["image", "text", "vector", "series"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "maxout", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus", "rbf"
 ]
+Elementwise = Literal["relu", "leaky_relu", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus"]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
 
 
@@ -178,6 +179,22 @@ class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
 
 
+class Seq2SeqParameters(TranslationParameters, frozen=True, kw_only=True):
+    """`attention`: "additive", a context for each token that is written; "none": the last state is that of all.
+
+    embedding: numbers that stand for a token; width: of a layer, in each direction; layers: of encoder and decoder.
+    bidirectional: whether the encoder reads from both ends. dropout: of embeddings, between layers, before the output.
+    """
+
+    cell: Literal["gru", "lstm"] = "gru"
+    attention: Literal["none", "additive"] = "additive"
+    embedding: Positive = 128
+    width: Positive = 256
+    layers: Positive = 1
+    bidirectional: bool = True
+    dropout: Fraction = 0.2
+
+
 class TranslatorParameters(TranslationParameters, frozen=True, kw_only=True):
     """As TransformerParameters; so many `layers` in the encoder, and in the decoder."""
 
@@ -200,6 +217,37 @@ class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
     pooling: bool = True
 
 
+class CodingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is coded is a vector of `features` numbers, or an image of `image_size` pixels a side; None: from the data,
+    images at 32 pixels.
+
+    channels: of the convolutions on an image, each of which halves its side (None: 16, 32; empty: its pixels are a
+    vector). hidden: widths of the dense layers between these and the code; the decoder mirrors all of them.
+    dropout: before the head of what is trained on labels afterwards.
+    """
+
+    features: Positive | None = None
+    image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] | None = None
+    channels: tuple[Positive, ...] | None = None
+    hidden: tuple[Positive, ...] = (128,)
+    activation: Elementwise = "relu"
+    dropout: Fraction = 0.0
+
+
+class AutoencoderParameters(CodingParameters, frozen=True, kw_only=True):
+    """`code`: numbers in it (None: half as many as a vector's, 32 for images). With a linear code, no `hidden` and no
+    `channels` the network is linear."""
+
+    code: Positive | None = None
+    code_activation: Literal["linear", "relu", "sigmoid", "tanh"] = "linear"
+
+
+class VaeParameters(CodingParameters, frozen=True, kw_only=True):
+    """`latent`: numbers in the code."""
+
+    latent: Positive = 16
+
+
 Hyperparameters = (
     EfficientNetLiteParameters
     | MlpParameters
@@ -208,6 +256,8 @@ Hyperparameters = (
     | CnnParameters
     | LeNetParameters
     | SequenceParameters
+    | AutoencoderParameters
+    | VaeParameters
     | TransformerParameters
     | TranslationParameters
 )
@@ -369,6 +419,30 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="seq2seq",
+            modalities=("text",),
+            hyperparameters=Seq2SeqParameters,
+            builder="models.seq2seq:build",
+            description="Recurrent encoder and decoder for translation, with additive attention or without",
+            objectives=("translation",),
+        ),
+        Card(
+            name="autoencoder",
+            modalities=("image", "vector"),
+            hyperparameters=AutoencoderParameters,
+            builder="models.autoencoders.autoencoder:build",
+            description="Autoencoder, linear, of dense layers or convolutional; its encoder learns from labels, too",
+            objectives=("reconstruction", *SUPERVISED),
+        ),
+        Card(
+            name="vae",
+            modalities=("image", "vector"),
+            hyperparameters=VaeParameters,
+            builder="models.autoencoders.vae:build",
+            description="Variational autoencoder, which makes new items, too; its encoder learns from labels, too",
+            objectives=("elbo", *SUPERVISED),
         ),
         Card(
             name="transformer",

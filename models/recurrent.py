@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import catalog
 from models.network import Headed, Network, Trunk
 from models.recurrent_layers import Kind, Recurrent
-from models.sequences import Series, Tokens, first_layer
+from models.sequences import Series, Tokens, first_layer, lengths
 from models.spec import ModelSpec
 
 
@@ -35,7 +35,7 @@ class RecurrentTrunk(Trunk):
         return [*tokens, ("recurrent", self.recurrent)]
 
     def forward(self, sequence: Tensor, attention_mask: Tensor) -> Tensor:
-        _, final = self.recurrent(self.first(sequence, attention_mask), attention_mask.sum(1))
+        _, final = self.recurrent(self.first(sequence, attention_mask), lengths(attention_mask))
         return cast(Tensor, final)
 
 

@@ -57,28 +57,31 @@ class Recurrent(nn.Module):
         return outputs, state[0][-self.directions :].transpose(0, 1).flatten(1)
 
     def unroll(
-        self, x: Tensor, lengths: Tensor, state: tuple[Tensor, ...] | None = None
+        self, x: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Outputs, and the state after each row's last real step.
+        """Outputs, and the state after each row's last real step; without `lengths` every step is real.
 
         A state is (hidden,), for an LSTM (hidden, cell), each [layers · directions, batch, width], the directions of a
         layer side by side; None begins with zeros.
         """
         if torch.onnx.is_in_onnx_export():
             return self._operators(x, lengths, state)
-        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         given = state if state is None or self.kind == "lstm" else state[0]
-        outputs, after = self.cells(packed, given)
-        whole, _ = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])
+        if lengths is None:
+            whole, after = self.cells(x, given)
+        else:
+            packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            outputs, after = self.cells(packed, given)
+            whole, _ = pad_packed_sequence(outputs, batch_first=True, total_length=x.shape[1])
         return whole, tuple(after) if self.kind == "lstm" else (after,)
 
     def _operators(
-        self, x: Tensor, lengths: Tensor, state: tuple[Tensor, ...] | None
+        self, x: Tensor, lengths: Tensor | None, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As `unroll`, for the exporter: it freezes the length of PyTorch's own layers without a word."""
         steps = x.transpose(0, 1)
         batch, length, directions = x.shape[0], x.shape[1], self.directions
-        lengths = lengths.to(torch.int32)
+        real = None if lengths is None else lengths.to(torch.int32)
         after: list[tuple[Tensor, ...]] = []
         shapes: list[tuple[int | torch.SymInt, ...]] = [(length, directions, batch, self.width)]
         shapes += [(directions, batch, self.width)] * (2 if self.kind == "lstm" else 1)
@@ -92,7 +95,7 @@ class Recurrent(nn.Module):
             initial = () if state is None else tuple(part[first] for part in state)
             outputs, *ends = torch.onnx.ops.symbolic_multi_out(
                 self.kind.upper(),
-                (steps, *self._weights(layer), lengths, *initial),
+                (steps, *self._weights(layer), real, *initial),
                 attrs=attributes,
                 dtypes=[x.dtype] * len(shapes),
                 shapes=shapes,

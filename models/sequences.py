@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from models.catalog import SequenceParameters
@@ -48,6 +49,13 @@ class Tokens(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         vectors: Tensor = self.dropout(self.table(input_ids))
         return vectors * attention_mask.unsqueeze(-1)
+
+
+def lengths(attention_mask: Tensor) -> Tensor:
+    """int64 [batch]: up to which step each row of int64 [batch, length] has something, steps that are left out in
+    between counted."""
+    steps = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device)
+    return (attention_mask * steps).amax(1)
 
 
 def first_layer(architecture: str, parameters: SequenceParameters) -> Series | Tokens:

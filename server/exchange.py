@@ -43,7 +43,7 @@ PLACES = {
     "classify": ("classify", "/v1/classify"),
     "complete": ("write texts", "/v1/completions"),
     "embedding": ("embed", "/v1/embeddings"),
-    "predict": ("predict numbers", "/v1/predict"),
+    "predict": ("predict", "/v1/predict"),
 }
 
 

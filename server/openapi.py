@@ -274,9 +274,11 @@ OPERATIONS = (
         method="post",
         path="/v1/predict",
         tag="inference",
-        summary="Predict numbers, or what several heads answer",
+        summary="Predict numbers, ask several heads, or have an input reconstructed",
         description="The body is as for /v1/classify. Numbers come by the names of the targets, with the interval "
-        "that they lie in, in 95 of 100 cases, where the model knows it; of a model with several heads, each answers.",
+        "that they lie in, in 95 of 100 cases, where the model knows it; of a model with several heads, each answers. "
+        "An autoencoder answers the input as it comes back from its code, a vector or a PNG as a data URL, its error, "
+        "large for what is unlike the training data, and the code.",
         parameters=INFERENCE,
         body=INPUTS,
         example={"model": "prices", "input": [[0.2, 1.5], [0.1, 0.7]]},

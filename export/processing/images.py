@@ -1,4 +1,4 @@
-"""Image files to the pixels that enter a graph. Training and serving both read images through `decode_image`."""
+"""Image files to the pixels that enter a graph, and back. Training and serving both read them by `decode_image`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,13 @@ def decode_image(data: bytes, spec: ImageInput) -> np.ndarray:
         raise BadInput(f"the image is damaged: {error}") from error
     pixels = np.asarray(_resize(image, spec), dtype=np.uint8)
     return pixels.reshape(spec.height, spec.width, spec.channels)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """uint8 [height, width, 3] as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _eight_bit(image: Image.Image, mode: str) -> Image.Image:

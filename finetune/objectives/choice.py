@@ -12,10 +12,12 @@ from finetune import recipe
 from finetune.data.targets import Targets
 from finetune.objectives import cross_entropy, numbers
 from finetune.objectives.binary_cross_entropy import BinaryCrossEntropy
+from finetune.objectives.elbo import Elbo
 from finetune.objectives.masked_tokens import MaskedTokens
 from finetune.objectives.multi_label import MultiLabel
 from finetune.objectives.next_token import NextToken
 from finetune.objectives.objective import Objective
+from finetune.objectives.reconstruction import Reconstruction
 from finetune.objectives.several import Part, Several
 from finetune.objectives.translation import Translation
 from finetune.origin import Reading
@@ -34,6 +36,10 @@ def build(section: recipe.Objective, targets: Targets, train: np.ndarray, readin
     match section:
         case recipe.MultiTask():
             return _several(section, targets, train)
+        case recipe.Reconstruction():
+            return Reconstruction(section)
+        case recipe.Elbo():
+            return Elbo(section)
         case recipe.Translation(label_smoothing=smoothing):
             assert isinstance(reading.input, TextInput), "pairs are texts"
             assert reading.tokenizer is not None

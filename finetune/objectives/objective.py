@@ -51,6 +51,11 @@ class Objective:
         """How good the network is on a whole split."""
         raise NotImplementedError
 
+    def pictures(self, network: Network, inputs: list[Tensor]) -> dict[str, bytes]:
+        """PNG files of what the network makes of some held-out inputs, by name, for the bundle. On the CPU, in
+        evaluation mode."""
+        return {}
+
     def loss_of(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> float:
         """The mean loss of a whole split, where what is kept is what the loss is computed from."""
         answers = torch.from_numpy(targets)

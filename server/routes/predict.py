@@ -1,18 +1,23 @@
-"""POST /v1/predict: numbers with their intervals, or what each of several heads answers."""
+"""POST /v1/predict: numbers with their intervals, what each of several heads answers, or what an autoencoder makes of
+an input."""
 
 from __future__ import annotations
 
+import base64
 import time
 from typing import Any
 
 import msgspec
+import numpy as np
 from litestar import asgi
 from litestar.types import Receive, Scope, Send
 
+from export.processing.images import encode_png
+from export.processing.inputs import ImageInput
 from server.exchange import Exchange, Usage, encoder, handle
 from server.head_answer import HeadAnswer, Range, head_answer, interval, values
 from server.routes.classify import DEFAULT_THRESHOLD, DEFAULT_TOP_K, Threshold, check_top_k
-from server.rows import read_request
+from server.rows import on_thread, read_request
 from server.runtime.model import Model
 
 
@@ -26,13 +31,21 @@ class PredictRequest(msgspec.Struct):
 
 
 class Predicted(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The answer for one input. Of a regression `values` by the names of the targets, and `interval` where it is
-    known; of a model with several `heads` the answer of each. What a model does not give is left out."""
+    """The answer for one input. What a model does not give is left out.
+
+    Of a regression `values` by the names of the targets, and `interval` where it is known; of a model with several
+    `heads` the answer of each; of an autoencoder the `reconstruction`, a vector or a PNG as a data URL, its `error`, by
+    which what is unlike the training data is known (the model card has the errors of held-out items), and the code, as
+    it is, in `embedding`.
+    """
 
     index: int
     values: dict[str, float] | None = None
     interval: dict[str, Range] | None = None
     heads: dict[str, HeadAnswer] | None = None
+    reconstruction: list[float] | str | None = None
+    error: float | None = None
+    embedding: list[float] | None = None
 
 
 class PredictAnswer(msgspec.Struct):
@@ -54,7 +67,12 @@ async def predict(exchange: Exchange) -> bytes:
     check_top_k(request.top_k)
     found = await exchange.answers(model, rows, "predict")
     start = time.perf_counter()
-    data = [predicted(model, i, row, request) for i, row in enumerate(found)]
+    if model.manifest.task == "reconstruction" and isinstance(model.manifest.input, ImageInput):
+        data = await on_thread(reconstructed, found)
+    elif model.manifest.task == "reconstruction":
+        data = reconstructed(found)
+    else:
+        data = [predicted(model, i, row, request) for i, row in enumerate(found)]
     body = encoder.encode(PredictAnswer(model.name, model.version, data, Usage(tokens, tokens)))
     model.encode_seconds.observe(time.perf_counter() - start)
     return body
@@ -70,6 +88,26 @@ def predicted(model: Model, index: int, row: Any, request: PredictRequest) -> Pr
         for name, head in manifest.heads.items()
     }
     return Predicted(index=index, heads=heads)
+
+
+def reconstructed(rows: list[Any]) -> list[Predicted]:
+    """rows: of an autoencoder's answer "predict", images or vectors."""
+    return [
+        Predicted(
+            index=i,
+            reconstruction=png_url(row["reconstruction"])
+            if row["reconstruction"].dtype == np.uint8
+            else row["reconstruction"].tolist(),
+            error=float(row["error"]),
+            embedding=row["embedding"].tolist(),
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def png_url(pixels: np.ndarray) -> str:
+    """An image, uint8 [height, width, 3], as it may stand in the `input` of a request, too."""
+    return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode()}"
 
 
 @asgi("/v1/predict", copy_scope=False)

@@ -14,6 +14,8 @@ from export.processing.answers import probabilities
 # One value a row: an array whose first axis is the rows, or a list.
 Rows = np.ndarray | Sequence[Any]
 
+RECONSTRUCTED = ("reconstruction", "error", "embedding")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -28,7 +30,7 @@ def answers(manifest: Manifest) -> dict[str, Answer]:
 
     classify: probabilities float32 [labels]. embedding: features float32 [width]. predict: of a regression float32 [1,
     targets] of the values, or [3, targets] of values and the ends of their intervals; of several heads all of these by
-    the name of the head.
+    the name of the head; of an autoencoder the reconstruction, the error and the embedding by these names.
     """
     found: dict[str, Answer] = {}
     match manifest.task:
@@ -40,9 +42,17 @@ def answers(manifest: Manifest) -> dict[str, Answer]:
         case "multi_task":
             names = tuple(output.name for output in manifest.outputs if output.name != "embedding")
             found["predict"] = Answer(names, lambda outputs: _heads(manifest, outputs))
+        case "reconstruction":
+            found["predict"] = Answer(RECONSTRUCTED, _reconstructed)
     if any(output.name == "embedding" for output in manifest.outputs):
         found["embedding"] = Answer(("embedding",), lambda outputs: outputs["embedding"])
     return found
+
+
+def _reconstructed(outputs: Mapping[str, np.ndarray]) -> Rows:
+    """One dict a row."""
+    columns = [outputs[name] for name in RECONSTRUCTED]
+    return [dict(zip(RECONSTRUCTED, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _heads(manifest: Manifest, outputs: Mapping[str, np.ndarray]) -> Rows:

@@ -49,7 +49,7 @@ def test_the_loss_is_the_sum_over_all_tokens_that_are_predicted() -> None:
     distribution = Bigrams().table.detach().log_softmax(1)
     steps = [(BOS, 5), (5, 6), (6, EOS), (BOS, 7), (7, 8), (8, 4), (4, EOS)]
     expected = -sum(float(distribution[before, after]) for before, after in steps)
-    assert float(objective().loss(outputs(), TARGETS)) == pytest.approx(expected, rel=1e-6)
+    assert objective().loss(outputs(), TARGETS).item() == pytest.approx(expected, rel=1e-6)
     assert objective().weight(TARGETS) == 7
 
 

@@ -16,5 +16,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "mobilenet": {"width": 0.25, "image_size": 32},
 }
 
+# Autoencoders, an odd side among them.
+SMALL_CODES: list[tuple[str, dict[str, Any]]] = [
+    ("autoencoder", {"features": 4, "hidden": [], "code": 2}),
+    ("autoencoder", {"image_size": 17, "channels": [4, 8, 8], "hidden": [], "code_activation": "sigmoid"}),
+    ("vae", {"features": 4, "latent": 3}),
+    ("vae", {"image_size": 16, "channels": [4, 8]}),
+]
+
+
 # The Transformers' sizes: of the encoder's, of the decoder's, of both together.
 TRANSFORMER: dict[str, Any] = {"layers": 2, "heads": 2, "width": 16}

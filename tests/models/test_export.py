@@ -14,8 +14,9 @@ from export.onnx import export_onnx
 from export.parity import check
 from models import registry
 from models.catalog import Activation
-from models.spec import Classification, ModelSpec
+from models.spec import Classification, ModelSpec, Reconstruction
 from tests.models.narrow import SMALL as SMALL_CNN
+from tests.models.narrow import SMALL_CODES
 from tests.models.settled import settle
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -68,6 +69,12 @@ NETWORKS = [
         )
         for name, parameters in SMALL_CNN.items()
     ),
+    *(
+        pytest.param(
+            ModelSpec(architecture=name, hyperparameters=parameters, task=Reconstruction()), id=f"{name}-{number}"
+        )
+        for number, (name, parameters) in enumerate(SMALL_CODES)
+    ),
     pytest.param(text(transformers.BertConfig(vocab_size=100, **SMALL)), id="bert"),
     pytest.param(
         text(transformers.RobertaConfig(vocab_size=100, **SMALL), pooling="cls"), id="roberta-first-token", marks=slow
@@ -106,7 +113,7 @@ NETWORKS = [
 
 def batch(spec: ModelSpec, items: int, length: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(items)
-    if spec.architecture == "mlp":
+    if "features" in spec.hyperparameters:
         return {"vector": random.normal(size=(items, 4)).astype(np.float32)}
     if spec.architecture == "text_encoder":
         mask = np.ones((items, length), np.int64)

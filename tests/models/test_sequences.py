@@ -146,3 +146,16 @@ def test_what_came_first_is_remembered_to_the_end(architecture: str) -> None:
 def test_what_is_read_must_be_one_thing(hyperparameters: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"`channels` .* or `vocabulary`"):
         network_of("gru", hyperparameters)
+
+
+def test_words_that_are_left_out_do_not_shorten_a_text() -> None:
+    network = network_of("gru", TEXT).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    whole = network(ids, torch.ones_like(ids))["embedding"]
+    holed = torch.tensor([[1, 0, 1, 1]])
+    found = network(ids, holed)["embedding"]
+    ids[0, 1] = 30
+    assert torch.equal(found, network(ids, holed)["embedding"]), "what is left out has no say"
+    ids[0, 3] = 30
+    assert not torch.allclose(found, network(ids, holed)["embedding"], atol=1e-3), "the last word has"
+    assert not torch.allclose(found, whole, atol=1e-3)

@@ -72,6 +72,58 @@ def publish_heads(repository: Path, name: str = "heads") -> Manifest:
     )
 
 
+def publish_halves(repository: Path, name: str = "halves") -> Manifest:
+    """An autoencoder of vectors of two numbers: the first comes back, the second is lost."""
+    nodes = [
+        helper.make_node("MatMul", ["vector", "first"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "back"], ["reconstruction"]),
+        helper.make_node("Sub", ["vector", "reconstruction"], ["missing"]),
+        helper.make_node("Mul", ["missing", "missing"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "axis"], ["error"], keepdims=0),
+    ]
+    inputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
+    outputs = [
+        helper.make_tensor_value_info("reconstruction", TensorProto.FLOAT, ["batch", 2]),
+        helper.make_tensor_value_info("error", TensorProto.FLOAT, ["batch"]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 1]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.float32([[1.0], [0.0]]), "first"),
+        numpy_helper.from_array(np.float32([[1.0, 0.0]]), "back"),
+        numpy_helper.from_array(np.array([1]), "axis"),
+    ]
+    graph = helper.make_graph(nodes, name, inputs, outputs, weights)
+    return _write(repository, name, VectorInput(features=2), graph, task="reconstruction")
+
+
+def publish_greys(repository: Path, name: str = "greys", size: int = 8) -> Manifest:
+    """An autoencoder of images, whose code is the mean intensity of each colour: that is all that comes back."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["numbers", "places"], ["means"], keepdims=1),
+        helper.make_node("Sub", ["numbers", "means"], ["missing"]),
+        helper.make_node("Mul", ["missing", "missing"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "axes"], ["error"], keepdims=0),
+        helper.make_node("Squeeze", ["means", "places"], ["embedding"]),
+        helper.make_node("Expand", ["means", "shape"], ["full"]),
+        helper.make_node("Cast", ["full"], ["reconstruction"], to=TensorProto.UINT8),
+    ]
+    inputs = [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", size, size, 3])]
+    outputs = [
+        helper.make_tensor_value_info("reconstruction", TensorProto.UINT8, ["batch", size, size, 3]),
+        helper.make_tensor_value_info("error", TensorProto.FLOAT, ["batch"]),
+        helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 3]),
+    ]
+    weights = [
+        numpy_helper.from_array(np.array([1, 2]), "places"),
+        numpy_helper.from_array(np.array([1, 2, 3]), "axes"),
+        numpy_helper.from_array(np.array([1, size, size, 3]), "shape"),
+    ]
+    graph = helper.make_graph(nodes, name, inputs, outputs, weights)
+    spec = ImageInput(height=size, width=size, resize="stretch", crop_fraction=1.0)
+    return _write(repository, name, spec, graph, task="reconstruction")
+
+
 def publish_head(
     repository: Path, name: str, task: str, outputs: dict[str, list[list[float]]], **fields: Any
 ) -> Manifest:

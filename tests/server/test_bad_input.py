@@ -129,6 +129,9 @@ def test_a_file_that_cannot_be_used(live: Live, filename: str, content: Callable
         (b"text,label\na day,good\nb day,good\nc day,bad\n", {}, ["'bad'", "single item"]),
         (SENTIMENTS, {"data": {"label_column": "mood"}}, ["'mood'", "'text', 'label'"]),
         (SENTIMENTS, {"data": {"text_column": "body"}}, ["'body'", "'text', 'label'"]),
+        (SENTIMENTS, {"model": "seq2seq"}, ["'translation'", "'text', 'label'"]),
+        (b"text,translation\na day,un giorno\n", {}, ["'label'", "'text', 'translation'"]),
+        (b"a,b,label\n1,2,x\n3,4,y\n5,6,x\n7,8,y\n", {"model": "seq2seq"}, ["'translation'", "'a', 'b', 'label'"]),
     ],
 )
 def test_a_file_that_teaches_nothing(live: Live, content: bytes, recipe: dict[str, Any], words: list[str]) -> None:

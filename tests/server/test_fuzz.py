@@ -11,6 +11,8 @@ import pytest
 
 from server.settings import Settings
 from tests.server.bundles import (
+    publish_greys,
+    publish_halves,
     publish_heads,
     publish_images,
     publish_moods,
@@ -33,6 +35,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     publish_moods(settings.repository)
     publish_sums(settings.repository)
     publish_heads(settings.repository)
+    publish_halves(settings.repository)
+    publish_greys(settings.repository)
     publish_translation(settings.repository)
     publish_language_model(settings.repository)
     with running(settings) as server:

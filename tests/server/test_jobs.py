@@ -207,6 +207,7 @@ def test_an_open_stream_does_not_hold_up_the_shutdown(start: Start) -> None:
         ({"suffix": "x" * 64}, 400, "suffix", "give `name`"),
         ({"data": {"label_column": "kind"}}, 400, "training_file", "'kind'"),
         ({"objective": {"type": "cross_entropy", "class_weights": {"aside": 2.0}}}, 400, None, "'aside'"),
+        ({"objective": {"type": "translation"}}, 400, "objective", "mlp cannot learn by translation"),
         ({"integrations": [{"type": "wandb"}]}, 400, "integrations", "leave it out"),
         ({"hyperparameters": {}, "method": {"type": "supervised"}}, 400, "hyperparameters", "not in both"),
     ],

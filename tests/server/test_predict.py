@@ -1,17 +1,28 @@
 """What heads of every kind answer over a real socket: two classes and label sets at /v1/classify, numbers and several
-heads at /v1/predict."""
+heads at /v1/predict, and there autoencoders, too."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.bundle import Interval
 from server.settings import Settings
-from tests.server.bundles import publish_heads, publish_moods, publish_sides, publish_spreads, publish_sums
+from tests.server.bundles import (
+    publish_greys,
+    publish_halves,
+    publish_heads,
+    publish_moods,
+    publish_sides,
+    publish_spreads,
+    publish_sums,
+)
 from tests.server.conftest import Live, message_of, running
 
 RAW = {"content-type": "application/octet-stream"}
@@ -22,6 +33,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     settings = Settings(home=tmp_path_factory.mktemp("home"), port=0, worker=False)
     for publish in (publish_heads, publish_moods, publish_sides, publish_spreads, publish_sums):
         publish(settings.repository)
+    publish_halves(settings.repository)
+    publish_greys(settings.repository)
     publish_sums(settings.repository, "bounded", Interval(method="conformal", coverage=0.95, margins=[0.5, 2.0]))
     with running(settings) as server:
         yield server
@@ -112,3 +125,31 @@ def test_a_model_is_asked_at_its_own_place(live: Live) -> None:
     assert "ask it at /v1/embeddings or /v1/predict" in message_of(answer, 400)
     answer = live.client.post("/v1/predict", json={"model": "moods", "input": [1, 2]})
     assert "ask it at /v1/classify" in message_of(answer, 400)
+
+
+def test_an_autoencoder_of_vectors_answers_what_comes_back_and_what_is_missing(live: Live) -> None:
+    usual, unusual = ask(live, "predict", "halves", [[2.0, 0.0], [2.0, -3.0]])
+    assert usual == {"index": 0, "reconstruction": [2.0, 0.0], "error": 0.0, "embedding": [2.0]}
+    assert unusual == {"index": 1, "reconstruction": [2.0, 0.0], "error": 4.5, "embedding": [2.0]}
+    answer = live.client.post("/v1/embeddings", json={"model": "halves", "input": [-4.0, 4.0]}).json()
+    assert answer["data"][0]["embedding"] == [-1.0]
+
+
+def test_an_autoencoder_of_images_answers_an_image_that_can_be_sent_again(live: Live) -> None:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4, :, 0] = 200
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    raw = live.client.post(
+        "/v1/predict?model=greys", content=stream.getvalue(), headers={"content-type": "image/png"}
+    ).json()["data"][0]
+    kind, _, content = raw["reconstruction"].partition(",")
+    assert kind == "data:image/png;base64"
+    back = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    assert back.shape == (8, 8, 3)
+    assert (back == [100, 0, 0]).all()
+    assert raw["embedding"] == [100.0, 0.0, 0.0]
+    assert raw["error"] == pytest.approx(100.0**2 / 3)
+    again = ask(live, "predict", "greys", raw["reconstruction"])[0]
+    assert again["error"] == 0.0
+    assert again["reconstruction"] == raw["reconstruction"]
