@@ -8,21 +8,32 @@ from pathlib import Path
 
 import msgspec
 
-from export.bundle import DamagedBundle, names, read_manifest, versions
+from export.bundle import DamagedBundle, Manifest, names, read_manifest, versions
+from finetune import ensembles
 from finetune.data.items import Kind
 from finetune.data.validation import Report, usable
 from finetune.data.validation import labels as labels_of
 from finetune.data.wanted import wanted_of
-from finetune.recipe import CrossEntropy, KlDivergence, Name, Objective, Recipe
+from finetune.recipe import CrossEntropy, Joined, KlDivergence, McDropout, Name, Objective, Recipe
 from finetune.task import TASKS, name_of, objective_of, suits
-from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
+from models.catalog import (
+    ARCHITECTURES,
+    BACKBONES,
+    COMPOSED,
+    MADE_OF_OTHERS,
+    Modality,
+    hyperparameters,
+    package_folder,
+)
 from models.spec import Classification, Embedding, ModelSpec, tag
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What kind of data (finetune.data.validation.Report.kind) an architecture's modality learns from.
 KIND_OF: dict[Modality, Kind] = {"image": "images", "text": "text", "vector": "table", "series": "series"}
 # Architectures that train from random weights by their name alone; an encoder of transformers is known by its weights.
-SCRATCH = {name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", "text_encoder")}
+SCRATCH = {
+    name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", "text_encoder", *COMPOSED)
+}
 
 
 class Refused(ValueError):
@@ -63,10 +74,12 @@ def admit(
     if recipe.integrations:
         raise Refused("integrations", "integrations: none is supported; leave it out")
     stem, architecture = resolve(recipe.model, backbones, repository, allow_hub)
-    objective = recipe.objective or CrossEntropy()
+    members = joined(recipe, repository)
+    given = recipe.objective or (ensembles.objective_before(members[0]) if members else None)
+    objective = given or CrossEntropy()
     if architecture is not None:
         try:
-            objective = objective_of(recipe.objective, architecture)
+            objective = objective_of(given, architecture)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
     if isinstance(recipe.model, ModelSpec):
@@ -74,6 +87,11 @@ def admit(
             suits(objective, recipe.model)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
+    if recipe.ensemble is not None:
+        if why := ensembles.contradiction(recipe.ensemble, objective, architecture):
+            raise Refused(why.partition(":")[0], why)
+        if isinstance(recipe.ensemble, McDropout) and architecture is not None:
+            drops(recipe.model, architecture, repository)
     wanted = wanted_of(objective, recipe.data)
     if reasons := usable(report, recipe.data, wanted):
         raise Unusable("training_file", "; ".join(reasons))
@@ -85,6 +103,9 @@ def admit(
     if kinds and (field := recipe.augmentation.misplaced(kinds[kind])):
         raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {report.kind}")
     labels = list(labels_of(report, recipe.data) or ()) if wanted.kind == "class" else []
+    if members and labels and labels != members[0].labels:
+        answered = quoted(members[0].labels)
+        raise Refused("training_file", f"training_file: has the labels {quoted(labels)}; the models answer {answered}")
     if isinstance(recipe.model, ModelSpec):
         fits(recipe.model, objective, labels)
     if recipe.stopping is not None and recipe.stopping.retrain != "keep" and recipe.validation_file is not None:
@@ -111,6 +132,8 @@ def resolve(
             hyperparameters(model)
         except ValueError as error:
             raise Refused("model", f"model: {error}") from error
+        if model.architecture in COMPOSED:
+            raise Refused("model", f"model: {MADE_OF_OTHERS.format(model.architecture)}")
         if model.weights is None:
             if model.architecture == "text_encoder":
                 raise Refused(
@@ -125,11 +148,13 @@ def resolve(
         if found not in (None, model.architecture):
             raise Refused("model.weights", f"model.weights: {stem} fits {found}, not {model.architecture}")
         return stem, model.architecture
-    published, _, version = model.partition(":")
+    published, _, _ = model.partition(":")
     if model not in BACKBONES and model not in backbones and published in names(repository):
-        return published, published_architecture(repository, published, version)
+        return published, str(published_manifest(repository, model, "model").model["architecture"])
     if model in SCRATCH and model not in backbones:
         return model, model
+    if model in COMPOSED and model not in backbones:
+        raise Refused("model", f"model: {MADE_OF_OTHERS.format(model)}")
     return resolve_weights(model, backbones, allow_hub, "model")
 
 
@@ -151,15 +176,44 @@ def resolve_weights(name: str, backbones: Mapping[str, str], allow_hub: bool, pa
     raise UnknownModel(param, f"{param}: no model {name!r}; GET /v1/models lists those there are")
 
 
-def published_architecture(repository: Path, name: str, version: str) -> str:
+def published_manifest(repository: Path, model: str, param: str) -> Manifest:
+    """Of "name" or "name:3". Raises UnknownModel."""
+    name, _, version = model.partition(":")
+    if name not in names(repository):
+        raise UnknownModel(param, f"{param}: no model {name!r} is published; GET /v1/models lists those that are")
     there = versions(repository, name)
     if version and not (version.isdecimal() and int(version) in there):
-        raise UnknownModel("model", f"model: {name} has no version {version!r}; it has {', '.join(map(str, there))}")
+        raise UnknownModel(param, f"{param}: {name} has no version {version!r}; it has {', '.join(map(str, there))}")
     try:
-        manifest = read_manifest(repository / name / str(int(version) if version else there[-1]))
+        return read_manifest(repository / name / str(int(version) if version else there[-1]))
     except DamagedBundle as error:
-        raise UnknownModel("model", f"model: {name} cannot be read: {error}") from error
-    return str(manifest.model["architecture"])
+        raise UnknownModel(param, f"{param}: {name} cannot be read: {error}") from error
+
+
+def joined(recipe: Recipe, repository: Path) -> list[Manifest]:
+    """The published models that the recipe joins; none when it joins none. Raises UnknownModel, Refused."""
+    if not isinstance(recipe.ensemble, Joined):
+        return []
+    if not isinstance(recipe.model, str):
+        raise Refused("model", "model: name a published model, which `ensemble.models` are joined with")
+    found = [published_manifest(repository, recipe.model, "model")]
+    found += [published_manifest(repository, model, "ensemble.models") for model in recipe.ensemble.models]
+    if why := ensembles.refusal(found):
+        raise Refused("ensemble.models", f"ensemble.models: {why}")
+    return found
+
+
+def drops(model: str | ModelSpec, architecture: str, repository: Path) -> None:
+    """Raises Refused when the model has no dropout that could go on when it answers."""
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(architecture=architecture)
+    if isinstance(model, str) and model in BACKBONES:
+        spec = ModelSpec(architecture=architecture, hyperparameters=BACKBONES[model].hyperparameters)
+    elif isinstance(model, str) and model.partition(":")[0] in names(repository):
+        spec = msgspec.convert(published_manifest(repository, model, "model").model, ModelSpec)
+    if not architecture.endswith("_encoder") and ensembles.drops_nothing(hyperparameters(spec)):
+        raise Refused(
+            "ensemble", f"ensemble: {architecture} has no dropout; give the model's hyperparameters a `dropout` above 0"
+        )
 
 
 def folder_architecture(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.catalog import Modality
+from models.catalog import MOST_MEMBERS, MOST_PASSES, Modality, Vote
 from models.spec import HeadName, ModelSpec
 
 Auto = Literal["auto"]
@@ -346,6 +346,34 @@ class Stopping(Part, frozen=True, kw_only=True):
     retrain: Literal["keep", "scratch", "continue"] = "keep"
 
 
+class Bagging(Part, frozen=True, kw_only=True, tag="bagging", tag_field="type"):
+    """So many networks learn, each from another seed and, with `bootstrap`, from a draw of its own, with replacement,
+    of as many items as there are to learn from (Breiman 1996). They answer as one: by the mean of their probabilities
+    or numbers, or by what the majority votes for."""
+
+    members: Annotated[int, msgspec.Meta(ge=2, le=MOST_MEMBERS)] = 5
+    vote: Vote = "mean"
+    bootstrap: bool = True
+
+
+class Joined(Part, frozen=True, kw_only=True, tag="published", tag_field="type"):
+    """`model` and these `models`, all of them published ("digits" or "digits:3"), answer as one. They answer the same
+    labels and read their input alike. Nothing is trained: the file is what the figures are measured on."""
+
+    models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MOST_MEMBERS - 1)]
+    vote: Vote = "mean"
+
+
+class McDropout(Part, frozen=True, kw_only=True, tag="dropout", tag_field="type"):
+    """Monte-Carlo dropout: the network answers by the mean of so many passes, each without other units (Gal and
+    Ghahramani 2016). Which units those are is drawn once, so that equal inputs have equal answers."""
+
+    passes: Annotated[int, msgspec.Meta(ge=2, le=MOST_PASSES)] = 32
+
+
+Ensemble = Bagging | Joined | McDropout
+
+
 class Recipe(Part, frozen=True, kw_only=True):
     """One fine-tuning run. See each section for its rules.
 
@@ -355,6 +383,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     name: under which the result is published; None: "<model>-<suffix>", or the model's name.
     objective: what is learned; None: what the architecture learns first of all, classes mostly.
     terms: added to the objective's loss in training.
+    ensemble: several networks, or passes through one, that answer together and say how far they are apart.
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
     """
@@ -375,6 +404,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] | None = None
     objective: Objective | None = None
     terms: tuple[Term, ...] = ()
+    ensemble: Ensemble | None = None
     optimizer: Optimizer = AdamW()
     schedule: Schedule = Schedule()
     regularization: Regularization = Regularization()

@@ -18,8 +18,11 @@ Modality = Literal["image", "text", "vector", "series"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "maxout", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus", "rbf"
 ]
+Vote = Literal["mean", "majority"]
 Elementwise = Literal["relu", "leaky_relu", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus"]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+MOST_MEMBERS = 32
+MOST_PASSES = 256
 
 
 class EfficientNetLiteParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -217,6 +220,21 @@ class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
     pooling: bool = True
 
 
+class EnsembleParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`vote`: the mean of the members' answers, or what most of them answer."""
+
+    members: Annotated[tuple[ModelSpec, ...], msgspec.Meta(min_length=2, max_length=MOST_MEMBERS)]
+    vote: Vote = "mean"
+
+
+class McDropoutParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`passes`: through `member`, each without other units; `shapes`: of what each call of a dropout layer drops."""
+
+    member: ModelSpec
+    passes: Annotated[int, msgspec.Meta(ge=2, le=MOST_PASSES)]
+    shapes: tuple[tuple[Positive, ...], ...]
+
+
 class CodingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is coded is a vector of `features` numbers, or an image of `image_size` pixels a side; None: from the data,
     images at 32 pixels.
@@ -256,11 +274,18 @@ Hyperparameters = (
     | CnnParameters
     | LeNetParameters
     | SequenceParameters
+    | EnsembleParameters
+    | McDropoutParameters
     | AutoencoderParameters
     | VaeParameters
     | TransformerParameters
     | TranslationParameters
 )
+
+
+# Architectures that are made of other networks, by a recipe's `ensemble`.
+COMPOSED = ("ensemble", "mc_dropout")
+MADE_OF_OTHERS = "{} is made of other networks; name one of those, and say in `ensemble` how they are put together"
 
 
 # What a trunk with a head can learn.
@@ -419,6 +444,20 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="ensemble",
+            modalities=("image", "text", "vector", "series"),
+            hyperparameters=EnsembleParameters,
+            builder="models.ensemble:build",
+            description="Several networks that read the same input, answered for as one",
+        ),
+        Card(
+            name="mc_dropout",
+            modalities=("image", "text", "vector", "series"),
+            hyperparameters=McDropoutParameters,
+            builder="models.mc_dropout:build",
+            description="The same network several times, each time without other units",
         ),
         Card(
             name="seq2seq",

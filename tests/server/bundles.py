@@ -125,14 +125,14 @@ def publish_greys(repository: Path, name: str = "greys", size: int = 8) -> Manif
 
 
 def publish_head(
-    repository: Path, name: str, task: str, outputs: dict[str, list[list[float]]], **fields: Any
+    repository: Path, name: str, task: str, outputs: dict[str, list[list[float]] | list[float]], **fields: Any
 ) -> Manifest:
-    """A model of vectors of two numbers: each output is the vector times a matrix; the embedding is the vector."""
+    """A model of two numbers: each output is they times a matrix, or times a vector; the embedding is they."""
     nodes = [helper.make_node("MatMul", ["vector", f"{output}_matrix"], [output]) for output in outputs]
     nodes.append(helper.make_node("Identity", ["vector"], ["embedding"]))
     inputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
-    widths = {**{output: len(matrix[0]) for output, matrix in outputs.items()}, "embedding": 2}
-    given = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["batch", width]) for one, width in widths.items()]
+    shapes = {**{output: np.shape(matrix)[1:] for output, matrix in outputs.items()}, "embedding": (2,)}
+    given = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["batch", *rest]) for one, rest in shapes.items()]
     weights = [
         numpy_helper.from_array(np.array(matrix, np.float32), f"{output}_matrix") for output, matrix in outputs.items()
     ]
