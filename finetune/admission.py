@@ -27,7 +27,7 @@ from finetune.recipe import (
     Objective,
     Recipe,
 )
-from finetune.task import TASKS, name_of, objective_of, suits
+from finetune.task import TASKS, contradiction, name_of, objective_of, suits
 from models.catalog import (
     ARCHITECTURES,
     BACKBONES,
@@ -96,6 +96,8 @@ def admit(
             objective = objective_of(given, architecture)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
+    if found := contradiction(objective, recipe):
+        raise Refused(*found)
     if isinstance(recipe.model, ModelSpec):
         try:
             suits(objective, recipe.model)
