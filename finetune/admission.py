@@ -15,7 +15,7 @@ from finetune.data.validation import Report, usable
 from finetune.data.validation import labels as labels_of
 from finetune.data.wanted import wanted_of
 from finetune.recipe import CrossEntropy, Joined, KlDivergence, McDropout, Name, Objective, Recipe
-from finetune.task import TASKS, name_of, objective_of, suits
+from finetune.task import TASKS, contradiction, name_of, objective_of, suits
 from models.catalog import (
     ARCHITECTURES,
     BACKBONES,
@@ -82,6 +82,8 @@ def admit(
             objective = objective_of(given, architecture)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
+    if found := contradiction(objective, recipe):
+        raise Refused(*found)
     if isinstance(recipe.model, ModelSpec):
         try:
             suits(objective, recipe.model)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from export import bundle
 from export.bundle import Manifest
 from export.processing.images import open_image
-from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
 from finetune import ensembles
 from finetune.data.datasets import Dataset
 from finetune.data.targets import Targets
@@ -57,7 +57,7 @@ class Reading:
     texts that it learns to write."""
 
     spec: ModelSpec
-    input: InputSpec
+    input: DataInput
     tokenizer: bytes | None = None
     written: Written | None = None
 
@@ -129,6 +129,8 @@ def read(
     if isinstance(parameters, catalog.EnsembleParameters | catalog.McDropoutParameters):
         return _read_for_all(origin, parameters, recipe, dataset, learned, task, backbones)
     before = origin.manifest.input if origin.manifest else None
+    if isinstance(before, LatentInput):
+        before = before.images
     if dataset.kind == "table":
         if isinstance(parameters, catalog.CodingParameters) and parameters.image_size is not None:
             raise ValueError(f"the data are vectors, {origin.name} reads images")
@@ -152,6 +154,8 @@ def read(
     if isinstance(parameters, catalog.CodingParameters) and parameters.features is not None:
         raise ValueError(f"the data are images, {origin.name} reads vectors")
     size: int = recipe.image_size or getattr(parameters, "image_size") or IMAGE_SIZE  # noqa: B009 - all for images have it
+    if isinstance(parameters, catalog.GanParameters) and origin.folder and size != parameters.image_size:
+        raise ValueError(f"image_size: {origin.name} makes images of {parameters.image_size} pixels a side, not {size}")
     spec = _complete(origin.spec, task, image_size=size)
     if isinstance(before, ImageInput):
         return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from export.processing.images import decode_image
-from export.processing.inputs import BadInput, ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.processing.inputs import BadInput, DataInput, ImageInput, SeriesInput, TextInput, VectorInput
 from export.processing.series import pad_series, series
 from export.processing.text import TextProcessor, pad
 from export.processing.vectors import vector
@@ -78,7 +78,7 @@ class Items:
 
 def prepare(
     dataset: Dataset,
-    spec: InputSpec,
+    spec: DataInput,
     tokenizer: bytes | None,
     folder: Path,
     progress: Callable[[int, int], None],

@@ -120,6 +120,19 @@ class MultiTask(Part, frozen=True, kw_only=True, tag="multi_task", tag_field="ty
     heads: Annotated[dict[HeadName, Head], msgspec.Meta(min_length=1, max_length=32)]
 
 
+class Adversarial(Part, frozen=True, kw_only=True, tag="adversarial", tag_field="type"):
+    """Images from noise, by a generator that a discriminator cannot tell from the data (Goodfellow et al. 2014).
+
+    discriminator_steps: for each step of the generator; every one is a step of the run, with a batch of its own.
+    generator_loss: "minimax" is the paper's game, "non_saturating" its advice: the gradient lasts where the
+        discriminator wins. label_smoothing: taken off the 1 that real images are labelled with (Salimans et al. 2016).
+    """
+
+    discriminator_steps: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    generator_loss: Literal["non_saturating", "minimax"] = "non_saturating"
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=0.5)] = 0.0
+
+
 class L1Sparsity(Part, frozen=True, kw_only=True, tag="l1", tag_field="type"):
     """weight · Σ |code|, an item. The decoder could make up for a small code by large weights; weight decay is what
     holds it back."""
@@ -173,7 +186,17 @@ class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field=
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
 
 
-Objective = HeadObjective | KlDivergence | MultiTask | Reconstruction | Elbo | MaskedTokens | NextToken | Translation
+Objective = (
+    HeadObjective
+    | KlDivergence
+    | MultiTask
+    | Reconstruction
+    | Elbo
+    | Adversarial
+    | MaskedTokens
+    | NextToken
+    | Translation
+)
 
 
 class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):
@@ -382,6 +405,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     objective: what is learned; None: what the architecture learns first of all, classes mostly.
     terms: added to the objective's loss in training.
     ensemble: several networks, or passes through one, that answer together and say how far they are apart.
+    optimizer: "auto" is AdamW, and Adam with a beta1 of 0.5 in an adversarial game (Radford et al. 2016).
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
     """
@@ -403,7 +427,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     objective: Objective | None = None
     terms: tuple[Term, ...] = ()
     ensemble: Ensemble | None = None
-    optimizer: Optimizer = AdamW()
+    optimizer: Auto | Optimizer = "auto"
     schedule: Schedule = Schedule()
     regularization: Regularization = Regularization()
     transfer: Transfer = Transfer()

@@ -34,10 +34,10 @@ from finetune.lesson import Lesson, curves, train_again
 from finetune.lesson import train as train_all
 from finetune.objectives import choice
 from finetune.preprocess import Items, tensors
-from finetune.recipe import Hyperparameters, McDropout, Recipe
+from finetune.recipe import Adversarial, Hyperparameters, McDropout, Recipe
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
-from finetune.task import describe, name_of, objective_of, suits, task_of
+from finetune.task import contradiction, describe, name_of, objective_of, suits, task_of
 from models import catalog, heads, registry
 from models.mc_dropout import mc_dropout
 from models.network import Headed, Network
@@ -90,6 +90,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     section = objective_of(recipe.objective or before, start.spec.architecture)
     if recipe.ensemble and (why := ensembles.contradiction(recipe.ensemble, section, start.spec.architecture)):
         raise ValueError(why)
+    if nonsense := contradiction(section, recipe):
+        raise ValueError(nonsense[1])
     suits(section, start.spec)
     wanted = wanted_of(section, recipe.data)
     dataset = open_training_data(request, start, wanted)
@@ -134,7 +136,13 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
             "give more data, or a validation file"
         )
-    chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
+    chosen = automatic.choose(
+        recipe,
+        modality,
+        len(train),
+        pretrained=start.pretrained,
+        adversarial=isinstance(section, Adversarial),
+    )
     if isinstance(task, MultiTask):
         for items, words in ((train, "training"), (validation, "validation"), (test, "test")):
             check_heads(task, items, words)
@@ -306,7 +314,8 @@ def seed_of(request: RunRequest) -> int:
 def settle(recipe: Recipe, chosen: automatic.Chosen, seed: int) -> Recipe:
     """The recipe with its seed and numbers in the place of "auto": what to run again for the same result."""
     numbers = Hyperparameters(n_epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate)
-    return msgspec.structs.replace(recipe, seed=seed, method=None, hyperparameters=numbers)
+    optimizer = chosen.optimizer if recipe.optimizer == "auto" else recipe.optimizer
+    return msgspec.structs.replace(recipe, seed=seed, method=None, hyperparameters=numbers, optimizer=optimizer)
 
 
 def fingerprint(settled: Recipe, request: RunRequest, start: str) -> str:

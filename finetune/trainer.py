@@ -24,7 +24,7 @@ import torch
 import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor, nn
 
 from finetune import augmentation, automatic, checkpoint, optim
@@ -87,11 +87,12 @@ def fit(
     Raises Cancelled within a step of the reporter saying so, JobFailed when the loss is no longer a number,
     ValueError for a recipe that cannot be followed (unknown block, precision the device does not have).
     """
-    accelerator = accelerate(recipe.precision)
+    accelerator = accelerate(recipe.precision, some_idle=objective.steps_in_round > 1)
     network.to(accelerator.device)
     if network.input_names == ("pixels",):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
-    optimizer = optim.build(network, recipe.optimizer, recipe.transfer)
+    section = chosen.optimizer if recipe.optimizer == "auto" else recipe.optimizer
+    optimizer = optim.build(network, section, recipe.transfer)
     frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze)
     held = frozen
     augment = augmentation.build(recipe.augmentation)
@@ -105,7 +106,7 @@ def fit(
         evaluations, last = set(), min(until.step, steps)
 
     progress, best = resume(network, optimizer, accelerator, folder, run, reporter)
-    meter = Meter(progress, steps, epoch_steps, reporter, accelerator.device)
+    meter = Meter(progress, steps, epoch_steps, reporter, accelerator.device, objective.steps_in_round)
     first = progress.step
     saved = time.monotonic()
 
@@ -129,7 +130,7 @@ def fit(
         seed_generators(accelerator.device, seed, step, accelerator.process_index)
         with optim.noisy(network, recipe.regularization.weight_noise):
             loss, weight = gradients(accelerator, model, objective, train, order[position], recipe, augment, step)
-        if meter.at_point(step + 1):
+        if meter.in_round_of_point(step + 1):
             progress.gradient_norms.append(GradientNorms(step + 1, gradient_norms(accelerator, network)))
         norm = None
         if recipe.gradient_clip is not None:
@@ -182,12 +183,14 @@ def fit(
     )
 
 
-def accelerate(precision: str) -> Accelerator:
-    """An Accelerator of the recipe's precision. Raises ValueError when the device does not have it."""
+def accelerate(precision: str, *, some_idle: bool) -> Accelerator:
+    """An Accelerator of the recipe's precision. some_idle: whether steps leave parts of the network without gradients;
+    several processes would wait for those for ever. Raises ValueError when the device does not have the precision."""
     AcceleratorState._reset_state()  # it outlives its Accelerator, and refuses another precision
     device = Accelerator().device
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=automatic.precision(precision, device))
+    idle = DistributedDataParallelKwargs(find_unused_parameters=some_idle)
+    return Accelerator(mixed_precision=automatic.precision(precision, device), kwargs_handlers=[idle])
 
 
 def gradients(
@@ -264,7 +267,8 @@ def judge(progress: Progress, found: dict[str, float], stopping: Stopping | None
         else:
             progress.stale += 1
         progress.stopped = progress.stale >= stopping.patience
-    if progress.best is not None and score <= progress.best and not objective.keeps_last:
+    keeps_last = objective.keeps_last and metric == "loss"
+    if progress.best is not None and score <= progress.best and not keeps_last:
         return False
     progress.best, progress.best_step, progress.best_metrics = score, progress.step, found
     return True

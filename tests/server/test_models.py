@@ -21,8 +21,12 @@ def test_backbones_and_architectures_can_be_fine_tuned(live: Live) -> None:
         "minilm-l6-v2": ("trainable", "text"),
         **dict.fromkeys(("efficientnet_lite0", *SMALL), ("trainable", "image")),
         "mlp": ("trainable", "vector"),
+        "gan": ("trainable", "image"),
         **dict.fromkeys(("rnn", "lstm", "gru", "convnet1d"), ("trainable", "series, text")),
-        **dict.fromkeys(("transformer", "transformer_encoder", "transformer_decoder"), ("trainable", "text")),
+        **dict.fromkeys(("autoencoder", "vae"), ("trainable", "image, vector")),
+        **dict.fromkeys(
+            ("seq2seq", "transformer", "transformer_encoder", "transformer_decoder"), ("trainable", "text")
+        ),
     }
 
 
