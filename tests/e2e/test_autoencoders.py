@@ -56,6 +56,11 @@ def png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def pixels(content: str) -> np.ndarray:
+    """Of a PNG in base64, int [height, width, 3]."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
+
+
 def predict(live: Live, model: str, given: list[Any]) -> list[dict[str, Any]]:
     response = live.client.post("/v1/predict", json={"model": model, "input": given})
     assert response.status_code == 200, response.text
@@ -97,10 +102,17 @@ def test_images_are_reconstructed_and_what_is_unlike_them_is_seen(live: Live) ->
     assert max(errors[:20]) < min(errors[20:]), "a negative is no digit"
     kind, _, content = found[0]["reconstruction"].partition(",")
     assert kind == "data:image/png;base64"
-    assert Image.open(io.BytesIO(base64.b64decode(content))).size == (16, 16)
+    assert pixels(content).shape == (16, 16, 3)
     codes = live.client.post("/v1/embeddings", json={"model": "drawn", "input": urls[0]}).json()["data"][0]["embedding"]
     code = np.array(found[0]["embedding"])
     np.testing.assert_allclose(codes, code / np.linalg.norm(code), atol=1e-5)
+
+    given = {"model": "drawn", "latent": [found[0]["embedding"]]}
+    made = live.client.post("/v1/images/generations", json=given).json()["data"][0]["b64_json"]
+    assert np.abs(pixels(made) - pixels(content)).max() <= 1, "what is generated from a code is what it comes back as"
+    drawn = live.client.post("/v1/images/generations", json={"model": "drawn", "n": 3, "seed": 1}).json()
+    assert drawn["size"] == "16x16"
+    assert len({one["b64_json"] for one in drawn["data"]}) == 3
 
 
 def test_what_was_learned_without_labels_begins_a_classifier(live: Live) -> None:
