@@ -42,7 +42,7 @@ def test_a_job_is_answered_as_openai_has_it(live: Live) -> None:
     assert (job["model"], job["seed"], job["metadata"]) == ("mlp", 3, {"team": "blue"})
     assert job["hyperparameters"]["n_epochs"] == 2
     assert job["method"]["supervised"]["hyperparameters"] == job["hyperparameters"]
-    assert job["recipe"]["optimizer"]["type"] == "adamw"
+    assert job["recipe"]["optimizer"] == "auto"
     assert job["fine_tuned_model"] is None
     assert live.client.get(f"{JOBS}/{job['id']}").json() == job
 
