@@ -95,14 +95,14 @@ def learning_rate(schedule: Schedule, peak: float, step: int, steps: int, platea
 
 @torch.no_grad()
 def shrink(optimizer: torch.optim.Optimizer, l1: float) -> None:
-    """Move every learning weight (no vectors) towards zero by l1 times its rate, and no further.
+    """Move every weight (no vectors) that has a gradient towards zero by l1 times its rate, and no further.
 
     The proximal step of an L1 term (Tibshirani 1996; Daubechies et al. 2004): weights become exactly zero, which the
     term's gradient alone never makes them.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.ndim > 1 and parameter.requires_grad:
+            if parameter.ndim > 1 and parameter.grad is not None:
                 left = parameter.abs().sub_(l1 * group["lr"]).clamp_(min=0.0)
                 parameter.copy_(left.mul_(parameter.sign()))
 

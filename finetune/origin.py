@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from export import bundle
 from export.bundle import Manifest
 from export.processing.images import open_image
-from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
 from finetune import ensembles
+from finetune.automatic import Beginning
 from finetune.data.datasets import Dataset
 from finetune.data.targets import Targets
 from finetune.preprocess import Written
@@ -47,8 +48,10 @@ class Origin:
     manifest: Manifest | None = None
 
     @property
-    def pretrained(self) -> bool:
-        return self.folder is not None or self.spec.weights is not None
+    def beginning(self) -> Beginning:
+        if self.spec.weights is not None:
+            return "backbone"
+        return "random" if self.folder is None else "learned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class Reading:
     texts that it learns to write."""
 
     spec: ModelSpec
-    input: InputSpec
+    input: DataInput
     tokenizer: bytes | None = None
     written: Written | None = None
 
@@ -129,6 +132,8 @@ def read(
     if isinstance(parameters, catalog.EnsembleParameters | catalog.McDropoutParameters):
         return _read_for_all(origin, parameters, recipe, dataset, learned, task, backbones)
     before = origin.manifest.input if origin.manifest else None
+    if isinstance(before, LatentInput):
+        before = before.images
     if dataset.kind == "table":
         if isinstance(parameters, catalog.CodingParameters) and parameters.image_size is not None:
             raise ValueError(f"the data are vectors, {origin.name} reads images")
@@ -152,6 +157,8 @@ def read(
     if isinstance(parameters, catalog.CodingParameters) and parameters.features is not None:
         raise ValueError(f"the data are images, {origin.name} reads vectors")
     size: int = recipe.image_size or getattr(parameters, "image_size") or IMAGE_SIZE  # noqa: B009 - all for images have it
+    if isinstance(parameters, catalog.GanParameters) and origin.folder and size != parameters.image_size:
+        raise ValueError(f"image_size: {origin.name} makes images of {parameters.image_size} pixels a side, not {size}")
     spec = _complete(origin.spec, task, image_size=size)
     if isinstance(before, ImageInput):
         return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))

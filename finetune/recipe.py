@@ -120,6 +120,19 @@ class MultiTask(Part, frozen=True, kw_only=True, tag="multi_task", tag_field="ty
     heads: Annotated[dict[HeadName, Head], msgspec.Meta(min_length=1, max_length=32)]
 
 
+class Adversarial(Part, frozen=True, kw_only=True, tag="adversarial", tag_field="type"):
+    """Images from noise, by a generator that a discriminator cannot tell from the data (Goodfellow et al. 2014).
+
+    discriminator_steps: for each step of the generator; every one is a step of the run, with a batch of its own.
+    generator_loss: "minimax" is the paper's game, "non_saturating" its advice: the gradient lasts where the
+        discriminator wins. label_smoothing: taken off the 1 that real images are labelled with (Salimans et al. 2016).
+    """
+
+    discriminator_steps: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    generator_loss: Literal["non_saturating", "minimax"] = "non_saturating"
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=0.5)] = 0.0
+
+
 class L1Sparsity(Part, frozen=True, kw_only=True, tag="l1", tag_field="type"):
     """weight · Σ |code|, an item. The decoder could make up for a small code by large weights; weight decay is what
     holds it back."""
@@ -159,11 +172,13 @@ class Elbo(Part, frozen=True, kw_only=True, tag="elbo", tag_field="type"):
 
 class MaskedTokens(Part, frozen=True, kw_only=True, tag="masked_tokens", tag_field="type"):
     """Texts without labels: tokens that are hidden, from all others (Devlin et al. 2019). What is learned so is a
-    beginning for another objective: give the published model as the `model` of a next recipe."""
+    beginning for another objective: give the published model as the `model` of a next recipe. A text of more than
+    max_length tokens is learned in parts."""
 
 
 class NextToken(Part, frozen=True, kw_only=True, tag="next_token", tag_field="type"):
-    """Texts without labels: each token from those before it. A language model."""
+    """Texts without labels: each token from those before it. A language model. A text of more than max_length tokens
+    is learned in parts."""
 
 
 class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field="type"):
@@ -173,7 +188,17 @@ class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field=
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
 
 
-Objective = HeadObjective | KlDivergence | MultiTask | Reconstruction | Elbo | MaskedTokens | NextToken | Translation
+Objective = (
+    HeadObjective
+    | KlDivergence
+    | MultiTask
+    | Reconstruction
+    | Elbo
+    | Adversarial
+    | MaskedTokens
+    | NextToken
+    | Translation
+)
 
 
 class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):
@@ -399,6 +424,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     objective: what is learned; None: what the architecture learns first of all, classes mostly.
     terms: added to the objective's loss in training.
     ensemble: several networks, or passes through one, that answer together and say how far they are apart.
+    optimizer: "auto" is AdamW, and Adam with a beta1 of 0.5 in an adversarial game (Radford et al. 2016).
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
     """
@@ -420,7 +446,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     objective: Objective | None = None
     terms: tuple[Term, ...] = ()
     ensemble: Ensemble | None = None
-    optimizer: Optimizer = AdamW()
+    optimizer: Auto | Optimizer = "auto"
     schedule: Schedule = Schedule()
     regularization: Regularization = Regularization()
     transfer: Transfer = Transfer()
@@ -431,6 +457,10 @@ class Recipe(Part, frozen=True, kw_only=True):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     evaluations_per_epoch: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     checkpoint_seconds: NonNegative = 30.0
+
+    def unlabelled_files(self) -> tuple[str, ...]:
+        """Those of other domains, that the terms name."""
+        return tuple(dict.fromkeys(term.file for term in self.terms if isinstance(term, Coral)))
 
     def training_hyperparameters(self) -> Hyperparameters:
         """From `method` or from `hyperparameters`, whichever is given. Raises ValueError when both are."""

@@ -220,6 +220,20 @@ class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
     pooling: bool = True
 
 
+class GanParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`layers`: "convolutional" (DCGAN) or "dense" (Goodfellow et al. 2014). `latent`: numbers an image is made from.
+
+    width: channels of the layer beside the image, doubled at every halving of the side up to 8 widths; dense layers
+    have 8 widths. dropout: of a dense discriminator (0.5 in the paper).
+    """
+
+    image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] = 32
+    layers: Literal["convolutional", "dense"] = "convolutional"
+    latent: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 100
+    width: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
+    dropout: Fraction = 0.0
+
+
 class EnsembleParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`vote`: the mean of the members' answers, or what most of them answer."""
 
@@ -274,6 +288,7 @@ Hyperparameters = (
     | CnnParameters
     | LeNetParameters
     | SequenceParameters
+    | GanParameters
     | EnsembleParameters
     | McDropoutParameters
     | AutoencoderParameters
@@ -444,6 +459,14 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="gan",
+            modalities=("image",),
+            hyperparameters=GanParameters,
+            builder="models.gan:build",
+            description="Generative adversarial network that makes images from noise: DCGAN, or one of dense layers",
+            objectives=("adversarial",),
         ),
         Card(
             name="ensemble",
