@@ -121,22 +121,20 @@ def test_blocks_are_released_one_an_epoch_and_learn_more_slowly_the_further_they
 ) -> None:
     """One epoch is two steps, and AdamW's first steps move each weight by its learning rate, whatever the gradient."""
     moved: dict[int, list[float]] = {}
-    for epochs in (1, 2, 3, 4):
+    for passes in (1, 2, 3, 4):
         job = setting.job(
-            f"gradual{epochs}",
+            f"gradual{passes}",
             setting.few,
             setting.many,
             transfer=Transfer(train_last=0, unfreeze_epoch=1, gradual=True, layer_decay=0.5),
-            hyperparameters=epochs(epochs, 1e-3),
+            hyperparameters=epochs(passes, 1e-3),
             schedule=STEADY,
             gradient_clip=None,
-            # The weights of the last step, whatever they are worth: the curve has one evaluation an epoch.
-            evaluations_per_epoch=1,
         )
         manifest = run(job, Recorder())
         before, after = setting.tensors(setting.source), setting.tensors(manifest)
-        moved[epochs] = [float(np.abs(after[f"{block}.weight"] - before[f"{block}.weight"]).max()) for block in BLOCKS]
-    assert [[change > 0 for change in moved[epochs]] for epochs in (1, 2, 3, 4)] == [
+        moved[passes] = [float(np.abs(after[f"{block}.weight"] - before[f"{block}.weight"]).max()) for block in BLOCKS]
+    assert [[change > 0 for change in moved[passes]] for passes in (1, 2, 3, 4)] == [
         [False, False, False],
         [False, False, True],
         [False, True, True],
