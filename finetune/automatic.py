@@ -3,15 +3,17 @@
 batch size      the largest power of two that leaves 20 steps in an epoch, at least 8 and at most 32 for images,
                 texts and series, 256 for vectors.
 optimizer       AdamW; for an adversarial game Adam with a beta1 of 0.5 (Radford et al. 2016).
-learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 5e-4 for a pre-trained image trunk,
-                1e-3 for random weights, 5e-3 when only the head ever learns. Adam and RMSProp alike
+learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 5e-4 for a pre-trained image trunk
+                or any network that was trained here from random weights, 1e-3 for random weights, 5e-3 when only the
+                head ever learns. Adam and RMSProp alike
                 (with momentum α RMSProp takes 1 - α of it), AdaGrad 10 times as much, SGD 20 times.
                 Other batches: times the square root of batch / 32 (Malladi et al. 2022), SGD times batch / 32
                 (Goyal et al. 2017). All of it times the recipe's multiplier.
                 An adversarial game has 2e-4 (Radford et al. 2016) in the place of 1e-3.
-epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones; at least 2 and at most 10 and
-                100 respectively; 6,000 and 300 for an adversarial game, of whose steps each teaches one player; never
-                so many that there are more than 30,000 steps, unless one epoch has them.
+epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones; at least 2 and at most 100, 10
+                for pre-trained trunks, which are large and know much; 6,000 and 300 for an adversarial game, of whose
+                steps each teaches one player; never so many that there are more than 30,000 steps, unless one epoch
+                has them.
 precision       bfloat16 where a CUDA device computes in it, float16 on older ones, float32 elsewhere.
 """
 
@@ -26,11 +28,15 @@ import torch
 from finetune.recipe import AdaGrad, Adam, AdamW, Optimizer, Recipe, RmsProp, Sgd
 from models.catalog import Modality
 
+# Where weights begin: as random numbers, as what was learned here from random numbers, as a pre-trained trunk.
+Beginning = Literal["random", "learned", "backbone"]
+
 LARGEST_BATCH: dict[Modality, int] = {"image": 32, "text": 32, "vector": 256, "series": 32}
 SMALLEST_BATCH = 8
 STEPS_AN_EPOCH = 20
 
-PRETRAINED_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4, "series": 5e-4}
+BACKBONE_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4, "series": 5e-4}
+LEARNED_RATE = 5e-4
 SCRATCH_RATE = 1e-3
 HEAD_RATE = 5e-3
 ADVERSARIAL_RATE = 2e-4
@@ -41,8 +47,7 @@ USUAL_OPTIMIZER = AdamW()
 ADVERSARIAL_OPTIMIZER = Adam(beta1=0.5)
 
 # Steps that are enough, and the most epochs.
-PRETRAINED_STEPS = (1_000, 10)
-SCRATCH_STEPS = (3_000, 100)
+STEPS: dict[Beginning, tuple[int, int]] = {"random": (3_000, 100), "learned": (1_000, 100), "backbone": (1_000, 10)}
 ADVERSARIAL_STEPS = (6_000, 300)
 MOST_STEPS = 30_000
 
@@ -71,7 +76,7 @@ def learning_rate(
     optimizer: Literal["adamw", "sgd"],
     *,
     step_items: int,
-    pretrained: bool,
+    beginning: Beginning,
     head_only: bool,
     adversarial: bool = False,
 ) -> float:
@@ -80,23 +85,23 @@ def learning_rate(
         rate = ADVERSARIAL_RATE
     elif head_only:
         rate = HEAD_RATE
-    elif pretrained:
-        rate = PRETRAINED_RATE[modality]
     else:
-        rate = SCRATCH_RATE
+        rate = {"random": SCRATCH_RATE, "learned": LEARNED_RATE, "backbone": BACKBONE_RATE[modality]}[beginning]
     ratio = step_items / REFERENCE_BATCH
     return rate * math.sqrt(ratio) if optimizer == "adamw" else rate * SGD_FACTOR * ratio
 
 
-def epochs(items: int, step_items: int, *, pretrained: bool, adversarial: bool = False) -> int:
+def epochs(items: int, step_items: int, *, beginning: Beginning, adversarial: bool = False) -> int:
     """Passes over `items` training items in steps of `step_items`."""
     steps = math.ceil(items / step_items)
-    wanted, most = ADVERSARIAL_STEPS if adversarial else PRETRAINED_STEPS if pretrained else SCRATCH_STEPS
+    wanted, most = ADVERSARIAL_STEPS if adversarial else STEPS[beginning]
     passes = min(max(math.ceil(wanted / steps), 2), most)
     return max(1, min(passes, MOST_STEPS // steps))
 
 
-def choose(recipe: Recipe, modality: Modality, items: int, *, pretrained: bool, adversarial: bool = False) -> Chosen:
+def choose(
+    recipe: Recipe, modality: Modality, items: int, *, beginning: Beginning, adversarial: bool = False
+) -> Chosen:
     """Every hyper-parameter as a number, for `items` training items.
 
     Raises ValueError when the recipe gives both a learning rate and a multiplier of the automatic one.
@@ -118,7 +123,7 @@ def choose(recipe: Recipe, modality: Modality, items: int, *, pretrained: bool, 
             modality,
             optimizer,
             step_items=step_items,
-            pretrained=pretrained,
+            beginning=beginning,
             head_only=head_only,
             adversarial=adversarial,
         )
@@ -128,7 +133,7 @@ def choose(recipe: Recipe, modality: Modality, items: int, *, pretrained: bool, 
             rate *= ADAGRAD_FACTOR
     passes = given.n_epochs
     if passes == "auto":
-        passes = epochs(items, step_items, pretrained=pretrained, adversarial=adversarial)
+        passes = epochs(items, step_items, beginning=beginning, adversarial=adversarial)
     return Chosen(
         epochs=passes,
         batch_size=size,

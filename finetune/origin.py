@@ -17,6 +17,7 @@ from export.bundle import Manifest
 from export.processing.images import open_image
 from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
 from finetune import ensembles
+from finetune.automatic import Beginning
 from finetune.data.datasets import Dataset
 from finetune.data.targets import Targets
 from finetune.preprocess import Written
@@ -47,8 +48,10 @@ class Origin:
     manifest: Manifest | None = None
 
     @property
-    def pretrained(self) -> bool:
-        return self.folder is not None or self.spec.weights is not None
+    def beginning(self) -> Beginning:
+        if self.spec.weights is not None:
+            return "backbone"
+        return "random" if self.folder is None else "learned"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,11 +172,13 @@ class Elbo(Part, frozen=True, kw_only=True, tag="elbo", tag_field="type"):
 
 class MaskedTokens(Part, frozen=True, kw_only=True, tag="masked_tokens", tag_field="type"):
     """Texts without labels: tokens that are hidden, from all others (Devlin et al. 2019). What is learned so is a
-    beginning for another objective: give the published model as the `model` of a next recipe."""
+    beginning for another objective: give the published model as the `model` of a next recipe. A text of more than
+    max_length tokens is learned in parts."""
 
 
 class NextToken(Part, frozen=True, kw_only=True, tag="next_token", tag_field="type"):
-    """Texts without labels: each token from those before it. A language model."""
+    """Texts without labels: each token from those before it. A language model. A text of more than max_length tokens
+    is learned in parts."""
 
 
 class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field="type"):

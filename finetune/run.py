@@ -140,7 +140,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         recipe,
         modality,
         len(train),
-        pretrained=start.pretrained,
+        beginning=start.beginning,
         adversarial=isinstance(section, Adversarial),
     )
     if isinstance(task, MultiTask):

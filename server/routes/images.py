@@ -7,7 +7,6 @@ image is made follows from the latent vector, and that from `seed`; or it is giv
 from __future__ import annotations
 
 import base64
-import io
 import secrets
 import time
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ import msgspec
 import numpy as np
 from litestar import asgi
 from litestar.types import Receive, Scope, Send
-from PIL import Image
 
+from export.processing.images import encode_png
 from export.processing.inputs import BadInput
 from export.processing.latents import between, drawn, given
 from server.errors import ApiError
@@ -138,12 +137,7 @@ def latents(request: ImagesRequest, seed: int | None, generator: Generator) -> n
 
 def encoded(pictures: Sequence[np.ndarray]) -> list[ImageItem]:
     """uint8 [height, width, 3] each, as PNG."""
-    found = []
-    for pixels in pictures:
-        stream = io.BytesIO()
-        Image.fromarray(pixels).save(stream, "PNG")
-        found.append(ImageItem(base64.b64encode(stream.getvalue()).decode()))
-    return found
+    return [ImageItem(base64.b64encode(encode_png(pixels)).decode()) for pixels in pictures]
 
 
 @asgi("/v1/images/generations", copy_scope=False)

@@ -312,6 +312,6 @@ def test_what_makes_no_sense_in_a_game_is_refused_at_once(
 
 def test_what_is_chosen_for_a_game() -> None:
     given = Recipe(model="gan", training_file="x")
-    found = automatic.choose(given, "image", 10_000, pretrained=False, adversarial=True)
+    found = automatic.choose(given, "image", 10_000, beginning="random", adversarial=True)
     assert found == Chosen(epochs=20, batch_size=32, learning_rate=2e-4, optimizer=Adam(beta1=0.5))
-    assert automatic.choose(given, "image", 10_000, pretrained=False).optimizer == AdamW()
+    assert automatic.choose(given, "image", 10_000, beginning="random").optimizer == AdamW()

@@ -57,7 +57,7 @@ def test_its_weights_and_its_tokenizer_are_taken_over_and_its_head_is_not(tmp_pa
     few = file(tmp_path / "few.jsonl", [{"text": f"{label} {i}", "label": label} for i in range(4) for label in "ab"])
     recipe = Recipe(model="read", training_file="few", objective=CrossEntropy())
     start = find("read", tmp_path / "repository", {})
-    assert start.pretrained
+    assert start.beginning == "learned"
     dataset = open_dataset(few.path, few.filename, Data(), wanted_of(CrossEntropy(), Data()))
     reading = read(start, recipe, dataset, np.arange(8), Classification(2), {})
     assert reading.tokenizer == (folder / "tokenizer.json").read_bytes()
