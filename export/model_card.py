@@ -152,6 +152,7 @@ def _lineage(manifest: Manifest, licence: str | None) -> str:
         rows.append(f"- training data: sha256 `{lineage.training_sha256}`")
     if lineage.validation_sha256:
         rows.append(f"- validation data: sha256 `{lineage.validation_sha256}`")
+    rows += [f"- unlabelled data of the domain to be answered: sha256 `{one}`" for one in lineage.unlabelled_sha256]
     if lineage.recipe is not None:
         rows.append("- recipe: in manifest.json, under `lineage`")
     rows += [f"- {name} {version}" for name, version in lineage.package_versions.items()]
