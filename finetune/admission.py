@@ -11,10 +11,22 @@ import msgspec
 from export.bundle import DamagedBundle, Manifest, names, read_manifest, versions
 from finetune import ensembles
 from finetune.data.items import Kind
-from finetune.data.validation import Report, usable
+from finetune.data.validation import Report, kind_of, usable
 from finetune.data.validation import labels as labels_of
-from finetune.data.wanted import wanted_of
-from finetune.recipe import CrossEntropy, Joined, KlDivergence, McDropout, Name, Objective, Recipe
+from finetune.data.wanted import Wanted, wanted_of
+from finetune.recipe import (
+    BinaryCrossEntropy,
+    ConfidencePenalty,
+    Coral,
+    CrossEntropy,
+    Joined,
+    KlDivergence,
+    McDropout,
+    MultiTask,
+    Name,
+    Objective,
+    Recipe,
+)
 from finetune.task import TASKS, contradiction, name_of, objective_of, suits
 from models.catalog import (
     ARCHITECTURES,
@@ -56,16 +68,18 @@ def admit(
     recipe: Recipe,
     *,
     report: Report,
+    validation: Report | None = None,
+    unlabelled: Mapping[str, Report] | None = None,
     backbones: Mapping[str, str],
     repository: Path,
     allow_hub: bool,
 ) -> str:
     """The name the result will be published under.
 
-    report: on the training file. backbones: the operator's own, name → folder or hub id. Raises UnknownModel, Unusable
-    when nothing can be learned from the file, or Refused for what contradicts itself: hyper-parameters or an objective
-    that the architecture does not have, data of another modality than the model's, a name that cannot be published
-    under.
+    report: on the training file; validation: on the validation file; unlabelled: on the files that terms name, by their
+    ids. backbones: the operator's own, name → folder or hub id. Raises UnknownModel, Unusable when nothing can be
+    learned from the file, or Refused for what contradicts itself: hyper-parameters or an objective that the
+    architecture does not have, data of another modality than the model's, a name that cannot be published under.
     """
     try:
         recipe.training_hyperparameters()
@@ -98,18 +112,24 @@ def admit(
     if reasons := usable(report, recipe.data, wanted):
         raise Unusable("training_file", "; ".join(reasons))
     kinds = {KIND_OF[one]: one for one in ARCHITECTURES[architecture].modalities} if architecture else {}
-    kind: Kind = "text" if report.kind == "pairs" else report.kind
+    holds = kind_of(report, recipe.data, wanted)
+    kind: Kind = "text" if holds == "pairs" else holds
     if kinds and kind not in kinds:
         learns = " or ".join(f"{one} data ({kind})" for kind, one in kinds.items())
-        raise Refused("training_file", f"training_file: holds {report.kind}, and {stem} learns from {learns}")
+        raise Refused("training_file", f"training_file: holds {holds}, and {stem} learns from {learns}")
+    if validation is not None and (other := kind_of(validation, recipe.data, wanted)) != holds:
+        raise Refused("validation_file", f"validation_file: holds {other}, the training file {holds}")
+    if reason := misfit(recipe, objective, wanted, report, unlabelled or {}):
+        raise Refused("terms", f"terms: {reason}")
     if kinds and (field := recipe.augmentation.misplaced(kinds[kind])):
-        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {report.kind}")
+        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {holds}")
     labels = list(labels_of(report, recipe.data) or ()) if wanted.kind == "class" else []
     if members and labels and labels != members[0].labels:
         answered = quoted(members[0].labels)
         raise Refused("training_file", f"training_file: has the labels {quoted(labels)}; the models answer {answered}")
     if isinstance(recipe.model, ModelSpec):
         fits(recipe.model, objective, labels)
+    two_classes(objective, labels, report)
     if recipe.stopping is not None and recipe.stopping.retrain != "keep" and recipe.validation_file is not None:
         raise Refused(
             "stopping.retrain",
@@ -241,6 +261,52 @@ def fits(spec: ModelSpec, objective: Objective, labels: list[str]) -> None:
         )
 
 
+def misfit(
+    recipe: Recipe, objective: Objective, wanted: Wanted, report: Report, unlabelled: Mapping[str, Report]
+) -> str | None:
+    """Why the terms of a recipe cannot be added to its objective, or a domain not be adapted to; None when they can."""
+    tasks = {TASKS.get(type(one), "") for one in objectives_in(objective)}
+    for term in recipe.terms:
+        if isinstance(term, ConfidencePenalty) and not tasks & {"classification", "binary", "multi_label"}:
+            return "confidence is for answers of classes or labels"
+        if not isinstance(term, Coral):
+            continue
+        if wanted.kind not in ("class", "set", "number", "several"):
+            return f"coral adapts what has a head; {name_of(objective)} has none"
+        other = unlabelled[term.file]
+        holds, trained = kind_of(other, recipe.data, wanted), kind_of(report, recipe.data, wanted)
+        if trained == "table":
+            learned = {recipe.data.label_column, *(column.name for column in wanted.columns)}
+            missing = [name for name in report.columns if name not in learned and name not in other.numeric]
+            if missing:
+                return f"{term.file} has no numbers in a column {missing[0]!r}, which the training file has"
+        elif holds != trained:
+            return f"{term.file} holds {holds}, the training file {trained}"
+    return None
+
+
+def objectives_in(objective: Objective) -> list[Objective]:
+    """One, or those of several heads."""
+    return [head.objective for head in objective.heads.values()] if isinstance(objective, MultiTask) else [objective]
+
+
+def two_classes(objective: Objective, labels: list[str], report: Report) -> None:
+    """Raises Refused when one sigmoid unit is to tell more or fewer than two classes apart."""
+    found = {"objective": labels} if isinstance(objective, BinaryCrossEntropy) else {}
+    if isinstance(objective, MultiTask):
+        for name, head in objective.heads.items():
+            if isinstance(head.objective, BinaryCrossEntropy):
+                column = (head.columns or (name,))[0]
+                found[f"objective.heads.{name}"] = list(report.label_counts.get(column, ()))
+    for param, classes in found.items():
+        if len(classes) != 2:
+            raise Refused(
+                param,
+                f"{param}: binary_cross_entropy tells two classes apart, the training file has {len(classes)}: "
+                f"{quoted(classes)}; take cross_entropy",
+            )
+
+
 def published_name(recipe: Recipe, stem: str) -> str:
     if recipe.name is not None:
         return recipe.name
@@ -259,24 +325,29 @@ def quoted(labels: list[str]) -> str:
 
 
 class Trainable(msgspec.Struct, frozen=True):
-    """Something a recipe's `model` may name."""
+    """Something a recipe's `model` may name. objectives: types of a recipe's objective that it can learn by, the first
+    one where the recipe names none."""
 
     name: str
     modality: str | None
     description: str
+    objectives: tuple[str, ...] = ()
 
 
 def trainable(backbones: Mapping[str, str]) -> list[Trainable]:
     """Packaged backbones that are installed, the operator's own, and architectures that train from random weights."""
     found = [
-        Trainable(b.name, reads(b.architecture), b.description)
+        Trainable(b.name, reads(b.architecture), b.description, ARCHITECTURES[b.architecture].objectives)
         for b in BACKBONES.values()
         if package_folder(b.package) is not None
     ]
-    found += [
-        Trainable(name, reads(folder_architecture(Path(place))), place) for name, place in sorted(backbones.items())
+    for name, place in sorted(backbones.items()):
+        architecture = folder_architecture(Path(place))
+        objectives = ARCHITECTURES[architecture].objectives if architecture else ()
+        found.append(Trainable(name, reads(architecture), place, objectives))
+    return found + [
+        Trainable(card.name, reads(card.name), card.description, card.objectives) for card in SCRATCH.values()
     ]
-    return found + [Trainable(card.name, reads(card.name), card.description) for card in SCRATCH.values()]
 
 
 def reads(architecture: str | None) -> str | None:

@@ -17,6 +17,7 @@ from finetune.preprocess import Items
 from finetune.recipe import Recipe
 from finetune.retraining import retrain
 from finetune.run_request import Reporter
+from finetune.terms import Term
 from finetune.trainer import FitResult
 from models.network import Network
 
@@ -32,6 +33,7 @@ class Lesson:
     recipe: Recipe
     chosen: Chosen
     objective: Objective
+    terms: Sequence[Term]
     train: np.ndarray
     validation: np.ndarray
     held_out: Items
@@ -113,6 +115,7 @@ def _fit(lesson: Lesson, member: Member, reporter: Reporter, run: str, folder: s
             run=run + member.name,
             folder=lesson.folder / folder / member.name,
             reporter=reporter,
+            terms=lesson.terms,
             **how,  # type: ignore[arg-type]
         )
 

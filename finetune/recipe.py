@@ -441,6 +441,10 @@ class Recipe(Part, frozen=True, kw_only=True):
     evaluations_per_epoch: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     checkpoint_seconds: NonNegative = 30.0
 
+    def unlabelled_files(self) -> tuple[str, ...]:
+        """Those of other domains, that the terms name."""
+        return tuple(dict.fromkeys(term.file for term in self.terms if isinstance(term, Coral)))
+
     def training_hyperparameters(self) -> Hyperparameters:
         """From `method` or from `hyperparameters`, whichever is given. Raises ValueError when both are."""
         if self.method is not None and self.hyperparameters is not None:

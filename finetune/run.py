@@ -20,7 +20,7 @@ from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as publish
 from export.parity import ParityError
 from export.reports.evaluation import Evaluation
-from finetune import automatic, bagging, ensembles, origin, preprocess
+from finetune import automatic, bagging, ensembles, origin, preprocess, terms
 from finetune.admission import KIND_OF
 from finetune.bagging import Member, together
 from finetune.batches import evaluation_order
@@ -28,14 +28,14 @@ from finetune.data.datasets import Dataset, open_dataset
 from finetune.data.items import Kind
 from finetune.data.splits import leakage, split
 from finetune.data.targets import Targets
-from finetune.data.wanted import Wanted, wanted_of
+from finetune.data.wanted import NOTHING, Wanted, wanted_of
 from finetune.evaluate import evaluate, report
 from finetune.lesson import Lesson, curves, train_again
 from finetune.lesson import train as train_all
 from finetune.objectives import choice
 from finetune.preprocess import Items, tensors
-from finetune.recipe import Adversarial, Hyperparameters, McDropout, Recipe
-from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
+from finetune.recipe import Adversarial, Data, Hyperparameters, McDropout, Recipe
+from finetune.run_request import Cancelled, FileRef, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
 from finetune.task import contradiction, describe, name_of, objective_of, suits, task_of
 from models import catalog, heads, registry
@@ -128,14 +128,26 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     train = learned(splits.train, Member(seed=seed))
     validation, test = items.select(splits.validation), items.select(splits.test)
     if request.validation is not None:
-        other = open_dataset(request.validation.path, request.validation.filename, recipe.data, wanted, dataset.answers)
+        other = open_dataset(
+            request.validation.path,
+            request.validation.filename,
+            recipe.data,
+            wanted,
+            dataset.answers,
+            features=dataset.features,
+        )
         report_leakage(dataset, other, reporter)
         validation = prepare(other, folder=request.folder / CACHE / "validation")
     if not len(validation):
+        none = "no class has two different items" if wanted.kind == "class" else "there are no two different items"
         raise ValueError(
-            f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
+            f"{request.training.filename}: {none}, so none can be held out for validation; "
             "give more data, or a validation file"
         )
+    unlabelled = {
+        name: prepare(open_unlabelled(one, recipe.data, dataset), folder=request.folder / CACHE / one.sha256)
+        for name, one in request.unlabelled.items()
+    }
     chosen = automatic.choose(
         recipe,
         modality,
@@ -145,9 +157,10 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         architecture=start.spec.architecture,
     )
     if isinstance(task, MultiTask):
-        for items, words in ((train, "training"), (validation, "validation"), (test, "test")):
-            check_heads(task, items, words)
+        for side, words in ((train, "training"), (validation, "validation"), (test, "test")):
+            check_heads(task, side, words)
     objective = choice.build(section, dataset.answers, train.targets, reading)
+    added = [terms.build(term, task, unlabelled) for term in recipe.terms]
     if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
         raise ValueError(
             f"stopping.metric: {name_of(section)} does not measure {recipe.stopping.metric}; it measures "
@@ -188,6 +201,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         recipe=recipe,
         chosen=chosen,
         objective=objective,
+        terms=added,
         train=splits.train,
         validation=splits.validation,
         held_out=validation,
@@ -272,6 +286,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             recipe=msgspec.json.decode(msgspec.json.encode(settled)),
             training_sha256=request.training.sha256,
             validation_sha256=request.validation.sha256 if request.validation else None,
+            unlabelled_sha256=sorted(one.sha256 for one in request.unlabelled.values()),
         ),
         extra_files={**curves(trained), **objective.pictures(network, shown)},
         progress=tell,
@@ -322,6 +337,7 @@ def settle(recipe: Recipe, chosen: automatic.Chosen, seed: int) -> Recipe:
 def fingerprint(settled: Recipe, request: RunRequest, start: str) -> str:
     """What a checkpoint must agree in to be gone on from: recipe, data and the weights at the start."""
     files = [request.training.sha256, request.validation.sha256 if request.validation else None]
+    files += [one.sha256 for one in request.unlabelled.values()]
     return hashlib.sha256(msgspec.json.encode([settled, files, start])).hexdigest()
 
 
@@ -334,6 +350,15 @@ def open_training_data(request: RunRequest, start: origin.Origin, wanted: Wanted
     number = np.array([before.index(label) for label in dataset.labels], np.int64)
     classes = number[dataset.targets]
     return replace(dataset, answers=Targets(before, classes, classes))
+
+
+def open_unlabelled(one: FileRef, data: Data, training: Dataset) -> Dataset:
+    """Items of another domain, without their labels. Raises ValueError when they are not like those of the training
+    file."""
+    found = open_dataset(one.path, one.filename, data, NOTHING, features=training.features)
+    if found.kind != training.kind:
+        raise ValueError(f"terms: {one.filename} holds {found.kind}, the training file {training.kind}")
+    return found
 
 
 def check_heads(task: MultiTask, items: Items, words: str) -> None:
