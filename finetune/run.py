@@ -139,8 +139,9 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         report_leakage(dataset, other, reporter)
         validation = prepare(other, folder=request.folder / CACHE / "validation")
     if not len(validation):
+        none = "no class has two different items" if wanted.kind == "class" else "there are no two different items"
         raise ValueError(
-            f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
+            f"{request.training.filename}: {none}, so none can be held out for validation; "
             "give more data, or a validation file"
         )
     unlabelled = {

@@ -94,6 +94,14 @@ def test_what_cannot_work_is_refused_when_it_is_handed_in(
     assert refused.value.param == field
 
 
+def test_heads_that_do_not_divide_the_width_are_refused_when_they_are_handed_in(tmp_path: Path) -> None:
+    report = inspect(file(tmp_path / "x.jsonl", [{"text": "a b"}, {"text": "c"}]).path, "x.jsonl")
+    model = ModelSpec(architecture="transformer_decoder", hyperparameters={"heads": 5, "width": 32})
+    with pytest.raises(Refused, match="heads: 5 do not divide the width, 32") as refused:
+        admit(Recipe(model=model, training_file="x"), report=report, backbones={}, repository=tmp_path, allow_hub=False)
+    assert refused.value.param == "model"
+
+
 @pytest.mark.parametrize(
     ("model", "objective"), [("transformer_decoder", None), ("transformer_encoder", MaskedTokens())]
 )
