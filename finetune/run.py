@@ -154,6 +154,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         len(train),
         beginning=start.beginning,
         adversarial=isinstance(section, Adversarial),
+        architecture=start.spec.architecture,
     )
     if isinstance(task, MultiTask):
         for side, words in ((train, "training"), (validation, "validation"), (test, "test")):
