@@ -28,10 +28,10 @@ from finetune.run import RunRequest, run
 from finetune.run_request import FileRef
 from models.spec import ModelSpec
 
-SIZES = {"vocabulary_size": 2000, "layers": 2, "heads": 4, "width": 64}
+SIZES = {"vocabulary_size": 1000, "layers": 2, "heads": 4, "width": 64}
 LABELLED = (4, 16)
 SEEDS = (1, 2, 3)
-MASKED_EPOCHS = 20
+MASKED_EPOCHS, MASKED_RATE = 20, 0.003
 LENGTH = 64
 
 
@@ -43,7 +43,7 @@ class Quiet:
     def event(
         self, message: str, *, level: str = "info", type: str = "message", data: dict[str, Any] | None = None
     ) -> None:
-        if type == "evaluation":
+        if type == "evaluation" and " with the weights of " in message:
             print(f"    {message}", flush=True)
 
     def metrics(self, step: int, **values: float | None) -> None: ...
@@ -102,7 +102,7 @@ def main() -> None:
             model=model,
             objective=MaskedTokens(),
             seed=1,
-            hyperparameters=Hyperparameters(n_epochs=MASKED_EPOCHS),
+            hyperparameters=Hyperparameters(n_epochs=MASKED_EPOCHS, learning_rate=MASKED_RATE),
         )
         print(
             f"masked: perplexity {masked.metrics['perplexity']:.1f}, unigram {masked.metrics['unigram_perplexity']:.1f}"

@@ -40,12 +40,12 @@ def build(repository: Path) -> None:
     """Publish both models with random weights."""
     from export.bundle import Lineage
     from export.bundling import bundle
-    from export.processing.inputs import ImageInput, InputSpec, VectorInput
+    from export.processing.inputs import DataInput, ImageInput, VectorInput
     from models import registry
     from models.spec import Classification, ModelSpec
 
     labels = [str(digit) for digit in range(10)]
-    cases: list[tuple[str, ModelSpec, InputSpec, dict[str, np.ndarray]]] = [
+    cases: list[tuple[str, ModelSpec, DataInput, dict[str, np.ndarray]]] = [
         (
             "cnn",
             ModelSpec(architecture="efficientnet_lite0", hyperparameters={"image_size": 64}, task=Classification(10)),

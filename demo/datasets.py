@@ -110,14 +110,21 @@ def catalogue(language: str, shortest: int = SHORTEST) -> Sequence[tuple[str, st
     catalogues in a language."""
     pairs: list[tuple[str, str]] = []
     for path in sorted(Path(django.__file__).parent.rglob(f"locale/{language}/LC_MESSAGES/*.mo")):
-        with path.open("rb") as file:
-            messages: dict[str | tuple[str, int], str] = vars(gettext.GNUTranslations(file))["_catalog"]
-        for key, message in messages.items():
-            # A context comes before the sentence, with \x04 between them; of a plural the singular is the key.
-            english = cleaned((key[0] if isinstance(key, tuple) else key).rpartition("\x04")[2])
-            text = cleaned(message)
-            if words(english) and len(text) >= shortest and words(text) != words(english):
-                pairs.append((english, text))
+        pairs += messages(path, shortest)
+    return pairs
+
+
+def messages(path: Path, shortest: int = SHORTEST) -> Sequence[tuple[str, str]]:
+    """The same of one catalogue."""
+    with path.open("rb") as file:
+        found: dict[str | tuple[str, int], str] = vars(gettext.GNUTranslations(file))["_catalog"]
+    pairs: list[tuple[str, str]] = []
+    for key, message in found.items():
+        # A context comes before the sentence, with \x04 between them; of a plural the singular is the key.
+        english = cleaned((key[0] if isinstance(key, tuple) else key).rpartition("\x04")[2])
+        text = cleaned(message)
+        if words(english) and len(text) >= shortest and words(text) != words(english):
+            pairs.append((english, text))
     return pairs
 
 

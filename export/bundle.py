@@ -76,13 +76,15 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a bundle comes from. `recipe` is the Recipe as JSON data, None for an untouched backbone."""
+    """Where a bundle comes from. `recipe` is the Recipe as JSON data, None for an untouched backbone. unlabelled_sha256
+    are of files of other domains, that the network was adapted to."""
 
     base_model: str
     job_id: str | None = None
     recipe: dict[str, Any] | None = None
     training_sha256: str | None = None
     validation_sha256: str | None = None
+    unlabelled_sha256: list[str] = []
     package_versions: dict[str, str] = {}
 
 

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from export import model_card, parity
-from export.bundle import Head, Interval, Lineage, Manifest
+from export.bundle import GraphSpec, Head, Interval, Lineage, Manifest
 from export.onnx import export_onnx
-from export.processing.inputs import InputSpec, TextInput
+from export.processing.inputs import DataInput, ImageInput, InputSpec, LatentInput, TextInput
 from export.publish import publish, staging
 from export.reports.evaluation import Evaluation
 from models import registry
@@ -31,7 +31,7 @@ def bundle(
     *,
     name: str,
     repository: Path,
-    input: InputSpec,
+    input: DataInput,
     labels: Sequence[str],
     heads: Mapping[str, list[str]] | None = None,
     intervals: Mapping[str, Interval] | None = None,
@@ -47,11 +47,11 @@ def bundle(
 ) -> Manifest:
     """Publish `network` as the next version of `name`; the manifest as published.
 
-    labels: one for each logit or value, none for an embedding. heads: labels of each of several heads. intervals: of
-    numbers, by the name of the head, "" where there is only one. tokenizer: tokenizer.json, for texts. output_text,
-    output_tokenizer: of the texts that are written. validation: batches of graph inputs that PyTorch and ONNX Runtime
-    are compared on. extra_files: more files by name. progress: told of each stage in a sentence. Raises ParityError,
-    and then nothing is published.
+    input: how the network's own inputs are read. labels: one for each logit or value, none for an embedding. heads:
+    labels of each of several heads. intervals: of numbers, by the name of the head, "" where there is only one.
+    tokenizer: tokenizer.json, for texts. output_text, output_tokenizer: of the texts that are written. validation:
+    batches of the network's inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name.
+    progress: told of each stage in a sentence. Raises ParityError, and then nothing is published.
     """
     task = complete(network.spec)
     several = task.heads if isinstance(task, MultiTask) else {}
@@ -88,7 +88,7 @@ def bundle(
             version=0,
             created_at=datetime.now(UTC),
             task=tag(task),
-            input=input,
+            input=served_input(main, input),
             output_text=output_text,
             inputs=main.inputs,
             outputs=main.outputs,
@@ -110,3 +110,11 @@ def bundle(
         manifest = publish(folder, repository, draft)
     progress(f"published as {manifest.name} version {manifest.version}")
     return manifest
+
+
+def served_input(main: GraphSpec, learned: DataInput) -> InputSpec:
+    """What model.onnx takes: what the network learned from, or noise."""
+    size = main.inputs[0].shape[-1]
+    if main.inputs[0].name == "latent" and isinstance(learned, ImageInput) and isinstance(size, int):
+        return LatentInput(size=size, images=learned)
+    return learned

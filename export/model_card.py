@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from export.bundle import Interval, Manifest
-from export.processing.inputs import ImageInput, SeriesInput, TextInput
+from export.processing.inputs import ImageInput, LatentInput, SeriesInput, TextInput
 from export.reports.evaluation import Evaluation
 
 MOST_LABELS = 50
@@ -49,6 +49,7 @@ def _summary(manifest: Manifest) -> str:
         "multi_task": f"one network with {len(manifest.heads)} heads",
         "reconstruction": "an autoencoder",
         "embedding": "an encoder",
+        "generation": "a generator of images",
         "translation": "a translation model",
         "masked_language_model": "an encoder that has learned from texts without labels",
         "language_model": "a language model",
@@ -99,6 +100,9 @@ def _use(manifest: Manifest) -> str:
         case TextInput(max_length=max_length):
             words = f"Texts; what is longer than {max_length} tokens is cut."
             call = _json_call(path, manifest.name, '"some text"')
+        case LatentInput(size=size, images=images):
+            words = f"Images of {images.width} x {images.height} pixels are made from {size} standard normal numbers."
+            call = _generation_call(manifest.name)
         case SeriesInput(channels=channels, max_length=max_length):
             words = f"Series of at most {max_length:,} steps, {channels} number{'s' * (channels > 1)} each."
             call = _json_call(path, manifest.name, "[0.0, ...]" if channels == 1 else "[[0.0, ...], ...]")
@@ -107,7 +111,22 @@ def _use(manifest: Manifest) -> str:
                 f"Vectors of {manifest.input.features} numbers: {', '.join(manifest.input.names[:20]) or 'unnamed'}."
             )
             call = _json_call(path, manifest.name, "[0.0, ...]")
+    if manifest.task == "reconstruction":
+        call += (
+            "\n\nThe answer is the `reconstruction`, the `error` that it misses the input by, which is large for what "
+            "is unlike the training data, and the code, `embedding`."
+        )
+        if "generator" in manifest.graphs and isinstance(manifest.input, ImageInput):
+            made = _generation_call(manifest.name)
+            call += f" New images are made of standard normal codes, or of given ones:\n\n    {made}"
     return f"{words}\n\n    {call}"
+
+
+def _generation_call(name: str) -> str:
+    return (
+        "curl http://127.0.0.1:8000/v1/images/generations -H 'content-type: application/json' "
+        f'-d \'{{"model": "{name}", "n": 4, "seed": 1}}\''
+    )
 
 
 def _json_call(path: str, name: str, sample: str, field: str = "input") -> str:
@@ -133,6 +152,7 @@ def _lineage(manifest: Manifest, licence: str | None) -> str:
         rows.append(f"- training data: sha256 `{lineage.training_sha256}`")
     if lineage.validation_sha256:
         rows.append(f"- validation data: sha256 `{lineage.validation_sha256}`")
+    rows += [f"- unlabelled data of the domain to be answered: sha256 `{one}`" for one in lineage.unlabelled_sha256]
     if lineage.recipe is not None:
         rows.append("- recipe: in manifest.json, under `lineage`")
     rows += [f"- {name} {version}" for name, version in lineage.package_versions.items()]

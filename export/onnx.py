@@ -31,6 +31,7 @@ UNITS = {
     "logits": "unnormalized log-probability of each label",
     "value": "in the data's units",
     "deviation": "one standard deviation, in the data's units",
+    "uncertainty": "how far the members are apart: mutual information in nats, or a deviation in the data's units",
     "reconstruction": "in the input's units",
     "error": "mean squared error of the reconstruction",
     "latent": "standard normal",

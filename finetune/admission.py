@@ -8,21 +8,49 @@ from pathlib import Path
 
 import msgspec
 
-from export.bundle import DamagedBundle, names, read_manifest, versions
+from export.bundle import DamagedBundle, Manifest, names, read_manifest, versions
+from finetune import ensembles
 from finetune.data.items import Kind
-from finetune.data.validation import Report, usable
+from finetune.data.validation import Report, kind_of, usable
 from finetune.data.validation import labels as labels_of
-from finetune.data.wanted import wanted_of
-from finetune.recipe import CrossEntropy, KlDivergence, Name, Objective, Recipe
-from finetune.task import TASKS, name_of, objective_of, suits
-from models.catalog import ARCHITECTURES, BACKBONES, Modality, hyperparameters, package_folder
+from finetune.data.wanted import Wanted, wanted_of
+from finetune.recipe import (
+    BinaryCrossEntropy,
+    ConfidencePenalty,
+    Coral,
+    CrossEntropy,
+    FeaturePenalty,
+    Joined,
+    KlDivergence,
+    McDropout,
+    MultiTask,
+    Name,
+    Objective,
+    Recipe,
+)
+from finetune.task import TASKS, contradiction, name_of, objective_of, suits
+from models.catalog import (
+    ARCHITECTURES,
+    BACKBONES,
+    COMPOSED,
+    MADE_OF_OTHERS,
+    Modality,
+    hyperparameters,
+    package_folder,
+)
 from models.spec import Classification, Embedding, ModelSpec, tag
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What kind of data (finetune.data.validation.Report.kind) an architecture's modality learns from.
 KIND_OF: dict[Modality, Kind] = {"image": "images", "text": "text", "vector": "table", "series": "series"}
 # Architectures that train from random weights by their name alone; an encoder of transformers is known by its weights.
-SCRATCH = {name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", "text_encoder")}
+SCRATCH = {
+    name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", "text_encoder", *COMPOSED)
+}
+
+
+# Tasks that are answered token by token.
+TOKEN_BY_TOKEN = {"translation", "language_model", "masked_language_model"}
 
 
 class Refused(ValueError):
@@ -45,16 +73,18 @@ def admit(
     recipe: Recipe,
     *,
     report: Report,
+    validation: Report | None = None,
+    unlabelled: Mapping[str, Report] | None = None,
     backbones: Mapping[str, str],
     repository: Path,
     allow_hub: bool,
 ) -> str:
     """The name the result will be published under.
 
-    report: on the training file. backbones: the operator's own, name → folder or hub id. Raises UnknownModel, Unusable
-    when nothing can be learned from the file, or Refused for what contradicts itself: hyper-parameters or an objective
-    that the architecture does not have, data of another modality than the model's, a name that cannot be published
-    under.
+    report: on the training file; validation: on the validation file; unlabelled: on the files that terms name, by their
+    ids. backbones: the operator's own, name → folder or hub id. Raises UnknownModel, Unusable when nothing can be
+    learned from the file, or Refused for what contradicts itself: hyper-parameters or an objective that the
+    architecture does not have, data of another modality than the model's, a name that cannot be published under.
     """
     try:
         recipe.training_hyperparameters()
@@ -63,30 +93,48 @@ def admit(
     if recipe.integrations:
         raise Refused("integrations", "integrations: none is supported; leave it out")
     stem, architecture = resolve(recipe.model, backbones, repository, allow_hub)
-    objective = recipe.objective or CrossEntropy()
+    members = joined(recipe, repository)
+    given = recipe.objective or (ensembles.objective_before(members[0]) if members else None)
+    objective = given or CrossEntropy()
     if architecture is not None:
         try:
-            objective = objective_of(recipe.objective, architecture)
+            objective = objective_of(given, architecture)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
+    if found := contradiction(objective, recipe):
+        raise Refused(*found)
     if isinstance(recipe.model, ModelSpec):
         try:
             suits(objective, recipe.model)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
+    if recipe.ensemble is not None:
+        if why := ensembles.contradiction(recipe.ensemble, objective, architecture):
+            raise Refused(why.partition(":")[0], why)
+        if isinstance(recipe.ensemble, McDropout) and architecture is not None:
+            drops(recipe.model, architecture, repository)
     wanted = wanted_of(objective, recipe.data)
     if reasons := usable(report, recipe.data, wanted):
         raise Unusable("training_file", "; ".join(reasons))
     kinds = {KIND_OF[one]: one for one in ARCHITECTURES[architecture].modalities} if architecture else {}
-    kind: Kind = "text" if report.kind == "pairs" else report.kind
+    holds = kind_of(report, recipe.data, wanted)
+    kind: Kind = "text" if holds == "pairs" else holds
     if kinds and kind not in kinds:
         learns = " or ".join(f"{one} data ({kind})" for kind, one in kinds.items())
-        raise Refused("training_file", f"training_file: holds {report.kind}, and {stem} learns from {learns}")
+        raise Refused("training_file", f"training_file: holds {holds}, and {stem} learns from {learns}")
+    if validation is not None and (other := kind_of(validation, recipe.data, wanted)) != holds:
+        raise Refused("validation_file", f"validation_file: holds {other}, the training file {holds}")
+    if reason := misfit(recipe, objective, wanted, report, unlabelled or {}):
+        raise Refused("terms", f"terms: {reason}")
     if kinds and (field := recipe.augmentation.misplaced(kinds[kind])):
-        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {report.kind}")
+        raise Refused(f"augmentation.{field}", f"augmentation.{field}: not for {holds}")
     labels = list(labels_of(report, recipe.data) or ()) if wanted.kind == "class" else []
+    if members and labels and labels != members[0].labels:
+        answered = quoted(members[0].labels)
+        raise Refused("training_file", f"training_file: has the labels {quoted(labels)}; the models answer {answered}")
     if isinstance(recipe.model, ModelSpec):
         fits(recipe.model, objective, labels)
+    two_classes(objective, labels, report)
     if recipe.stopping is not None and recipe.stopping.retrain != "keep" and recipe.validation_file is not None:
         raise Refused(
             "stopping.retrain",
@@ -111,6 +159,8 @@ def resolve(
             hyperparameters(model)
         except ValueError as error:
             raise Refused("model", f"model: {error}") from error
+        if model.architecture in COMPOSED:
+            raise Refused("model", f"model: {MADE_OF_OTHERS.format(model.architecture)}")
         if model.weights is None:
             if model.architecture == "text_encoder":
                 raise Refused(
@@ -125,11 +175,13 @@ def resolve(
         if found not in (None, model.architecture):
             raise Refused("model.weights", f"model.weights: {stem} fits {found}, not {model.architecture}")
         return stem, model.architecture
-    published, _, version = model.partition(":")
+    published, _, _ = model.partition(":")
     if model not in BACKBONES and model not in backbones and published in names(repository):
-        return published, published_architecture(repository, published, version)
+        return published, str(published_manifest(repository, model, "model").model["architecture"])
     if model in SCRATCH and model not in backbones:
         return model, model
+    if model in COMPOSED and model not in backbones:
+        raise Refused("model", f"model: {MADE_OF_OTHERS.format(model)}")
     return resolve_weights(model, backbones, allow_hub, "model")
 
 
@@ -151,15 +203,44 @@ def resolve_weights(name: str, backbones: Mapping[str, str], allow_hub: bool, pa
     raise UnknownModel(param, f"{param}: no model {name!r}; GET /v1/models lists those there are")
 
 
-def published_architecture(repository: Path, name: str, version: str) -> str:
+def published_manifest(repository: Path, model: str, param: str) -> Manifest:
+    """Of "name" or "name:3". Raises UnknownModel."""
+    name, _, version = model.partition(":")
+    if name not in names(repository):
+        raise UnknownModel(param, f"{param}: no model {name!r} is published; GET /v1/models lists those that are")
     there = versions(repository, name)
     if version and not (version.isdecimal() and int(version) in there):
-        raise UnknownModel("model", f"model: {name} has no version {version!r}; it has {', '.join(map(str, there))}")
+        raise UnknownModel(param, f"{param}: {name} has no version {version!r}; it has {', '.join(map(str, there))}")
     try:
-        manifest = read_manifest(repository / name / str(int(version) if version else there[-1]))
+        return read_manifest(repository / name / str(int(version) if version else there[-1]))
     except DamagedBundle as error:
-        raise UnknownModel("model", f"model: {name} cannot be read: {error}") from error
-    return str(manifest.model["architecture"])
+        raise UnknownModel(param, f"{param}: {name} cannot be read: {error}") from error
+
+
+def joined(recipe: Recipe, repository: Path) -> list[Manifest]:
+    """The published models that the recipe joins; none when it joins none. Raises UnknownModel, Refused."""
+    if not isinstance(recipe.ensemble, Joined):
+        return []
+    if not isinstance(recipe.model, str):
+        raise Refused("model", "model: name a published model, which `ensemble.models` are joined with")
+    found = [published_manifest(repository, recipe.model, "model")]
+    found += [published_manifest(repository, model, "ensemble.models") for model in recipe.ensemble.models]
+    if why := ensembles.refusal(found):
+        raise Refused("ensemble.models", f"ensemble.models: {why}")
+    return found
+
+
+def drops(model: str | ModelSpec, architecture: str, repository: Path) -> None:
+    """Raises Refused when the model has no dropout that could go on when it answers."""
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(architecture=architecture)
+    if isinstance(model, str) and model in BACKBONES:
+        spec = ModelSpec(architecture=architecture, hyperparameters=BACKBONES[model].hyperparameters)
+    elif isinstance(model, str) and model.partition(":")[0] in names(repository):
+        spec = msgspec.convert(published_manifest(repository, model, "model").model, ModelSpec)
+    if not architecture.endswith("_encoder") and ensembles.drops_nothing(hyperparameters(spec)):
+        raise Refused(
+            "ensemble", f"ensemble: {architecture} has no dropout; give the model's hyperparameters a `dropout` above 0"
+        )
 
 
 def folder_architecture(folder: Path) -> str | None:
@@ -185,6 +266,54 @@ def fits(spec: ModelSpec, objective: Objective, labels: list[str]) -> None:
         )
 
 
+def misfit(
+    recipe: Recipe, objective: Objective, wanted: Wanted, report: Report, unlabelled: Mapping[str, Report]
+) -> str | None:
+    """Why the terms of a recipe cannot be added to its objective, or a domain not be adapted to; None when they can."""
+    tasks = {TASKS.get(type(one), "") for one in objectives_in(objective)}
+    for term in recipe.terms:
+        if isinstance(term, ConfidencePenalty) and not tasks & {"classification", "binary", "multi_label"}:
+            return "confidence is for answers of classes or labels"
+        if isinstance(term, FeaturePenalty) and tasks & TOKEN_BY_TOKEN:
+            return f"features is for networks with one layer before a head; {name_of(objective)} answers by the token"
+        if not isinstance(term, Coral):
+            continue
+        if wanted.kind not in ("class", "set", "number", "several"):
+            return f"coral adapts what has a head; {name_of(objective)} has none"
+        other = unlabelled[term.file]
+        holds, trained = kind_of(other, recipe.data, wanted), kind_of(report, recipe.data, wanted)
+        if trained == "table":
+            learned = {recipe.data.label_column, *(column.name for column in wanted.columns)}
+            missing = [name for name in report.columns if name not in learned and name not in other.numeric]
+            if missing:
+                return f"{term.file} has no numbers in a column {missing[0]!r}, which the training file has"
+        elif holds != trained:
+            return f"{term.file} holds {holds}, the training file {trained}"
+    return None
+
+
+def objectives_in(objective: Objective) -> list[Objective]:
+    """One, or those of several heads."""
+    return [head.objective for head in objective.heads.values()] if isinstance(objective, MultiTask) else [objective]
+
+
+def two_classes(objective: Objective, labels: list[str], report: Report) -> None:
+    """Raises Refused when one sigmoid unit is to tell more or fewer than two classes apart."""
+    found = {"objective": labels} if isinstance(objective, BinaryCrossEntropy) else {}
+    if isinstance(objective, MultiTask):
+        for name, head in objective.heads.items():
+            if isinstance(head.objective, BinaryCrossEntropy):
+                column = (head.columns or (name,))[0]
+                found[f"objective.heads.{name}"] = list(report.label_counts.get(column, ()))
+    for param, classes in found.items():
+        if len(classes) != 2:
+            raise Refused(
+                param,
+                f"{param}: binary_cross_entropy tells two classes apart, the training file has {len(classes)}: "
+                f"{quoted(classes)}; take cross_entropy",
+            )
+
+
 def published_name(recipe: Recipe, stem: str) -> str:
     if recipe.name is not None:
         return recipe.name
@@ -203,24 +332,29 @@ def quoted(labels: list[str]) -> str:
 
 
 class Trainable(msgspec.Struct, frozen=True):
-    """Something a recipe's `model` may name."""
+    """Something a recipe's `model` may name. objectives: types of a recipe's objective that it can learn by, the first
+    one where the recipe names none."""
 
     name: str
     modality: str | None
     description: str
+    objectives: tuple[str, ...] = ()
 
 
 def trainable(backbones: Mapping[str, str]) -> list[Trainable]:
     """Packaged backbones that are installed, the operator's own, and architectures that train from random weights."""
     found = [
-        Trainable(b.name, reads(b.architecture), b.description)
+        Trainable(b.name, reads(b.architecture), b.description, ARCHITECTURES[b.architecture].objectives)
         for b in BACKBONES.values()
         if package_folder(b.package) is not None
     ]
-    found += [
-        Trainable(name, reads(folder_architecture(Path(place))), place) for name, place in sorted(backbones.items())
+    for name, place in sorted(backbones.items()):
+        architecture = folder_architecture(Path(place))
+        objectives = ARCHITECTURES[architecture].objectives if architecture else ()
+        found.append(Trainable(name, reads(architecture), place, objectives))
+    return found + [
+        Trainable(card.name, reads(card.name), card.description, card.objectives) for card in SCRATCH.values()
     ]
-    return found + [Trainable(card.name, reads(card.name), card.description) for card in SCRATCH.values()]
 
 
 def reads(architecture: str | None) -> str | None:

@@ -62,17 +62,18 @@ def finetune(recipe_path: Path, *, home: Path, repository: Path, backbones: Mapp
         validation = None
         if recipe.validation_file is not None:
             validation = local_file(recipe_path, recipe.validation_file, "validation_file")
+        unlabelled = {name: local_file(recipe_path, name, "terms") for name in recipe.unlabelled_files()}
     except RecipeError as error:
         console.print(str(error), style="red", markup=False)
         return 2
     # The same recipe on the same data finds its checkpoints again.
-    identity = hashlib.sha256(
-        msgspec.json.encode([recipe, training.sha256, validation.sha256 if validation else None])
-    ).hexdigest()[:16]
+    digests = [training.sha256, validation.sha256 if validation else None, *(f.sha256 for f in unlabelled.values())]
+    identity = hashlib.sha256(msgspec.json.encode([recipe, *digests])).hexdigest()[:16]
     request = RunRequest(
         recipe=recipe,
         training=training,
         validation=validation,
+        unlabelled=unlabelled,
         folder=home / "runs" / identity,
         repository=repository,
         name=published_name(recipe),

@@ -26,13 +26,21 @@ class Meter:
     """
 
     def __init__(
-        self, progress: Progress, steps: int, epoch_steps: int, reporter: Reporter, device: torch.device
+        self,
+        progress: Progress,
+        steps: int,
+        epoch_steps: int,
+        reporter: Reporter,
+        device: torch.device,
+        steps_in_round: int = 1,
     ) -> None:
+        """steps_in_round: of an objective that takes several; points of the curve are at the ends of rounds."""
         self.progress = progress
         self.steps = steps
         self.epoch_steps = epoch_steps
         self.reporter = reporter
-        self.every = math.ceil(steps / CURVE_POINTS)
+        self.steps_in_round = steps_in_round
+        self.every = math.ceil(steps / CURVE_POINTS / steps_in_round) * steps_in_round
         # On the device and in float64: nothing waits for a step's loss, and a resumed sum is the same sum.
         self.loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=device)
         self.rate = 0.0
@@ -45,6 +53,10 @@ class Meter:
     def at_point(self, step: int) -> bool:
         """Whether the curve has a point after `step` steps."""
         return step % self.every == 0
+
+    def in_round_of_point(self, step: int) -> bool:
+        """Whether step number `step` (from 1) is one of the round that a point of the curve is behind."""
+        return -step % self.every < self.steps_in_round
 
     def add(self, loss: Tensor, weight: float, items: int, rate: float, gradient_norm: Tensor | None) -> None:
         """After a step: `loss` is the sum over its `items`, `weight` what it is divided by.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors.torch import load_file
 from export import bundle
 from export.bundle import Manifest
 from export.processing.images import open_image
-from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
+from finetune import ensembles
+from finetune.automatic import Beginning
 from finetune.data.datasets import Dataset
 from finetune.data.targets import Targets
 from finetune.preprocess import Written
-from finetune.recipe import Recipe
+from finetune.recipe import Joined, Recipe
 from finetune.vocabulary import BOS, EOS, PAD, tokens_of, train_tokenizer
 from models import catalog, registry
 from models.backbones import weights
@@ -27,6 +30,8 @@ from models.spec import ModelSpec, Task
 
 # Images whose headers are read to choose how images are brought to size.
 LOOKED_AT = 200
+# Parameters of a trunk: of the network itself, or of one that it is made of, whose masks go on with it.
+TRUNK = re.compile(r"(member\.|members\.\d+\.)*(trunk\.|mask\d)")
 # Tokens that a text may have, and pixels of an image's side, where neither recipe nor model says.
 TEXT_LENGTH = 256
 IMAGE_SIZE = 32
@@ -43,8 +48,10 @@ class Origin:
     manifest: Manifest | None = None
 
     @property
-    def pretrained(self) -> bool:
-        return self.folder is not None or self.spec.weights is not None
+    def beginning(self) -> Beginning:
+        if self.spec.weights is not None:
+            return "backbone"
+        return "random" if self.folder is None else "learned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ class Reading:
     texts that it learns to write."""
 
     spec: ModelSpec
-    input: InputSpec
+    input: DataInput
     tokenizer: bytes | None = None
     written: Written | None = None
 
@@ -64,6 +71,9 @@ def find(model: str | ModelSpec, repository: Path, backbones: Mapping[str, str])
 
     Raises ValueError when there is nothing of that name, DamagedBundle when the published model is not whole.
     """
+    architecture = model.architecture if isinstance(model, ModelSpec) else model
+    if architecture in catalog.COMPOSED and not (isinstance(model, str) and model in bundle.names(repository)):
+        raise ValueError(f"model: {catalog.MADE_OF_OTHERS.format(architecture)}")
     if isinstance(model, ModelSpec):
         return Origin(name=model.weights or model.architecture, spec=weights.complete(model, backbones))
     name, _, version = model.partition(":")
@@ -79,6 +89,37 @@ def find(model: str | ModelSpec, repository: Path, backbones: Mapping[str, str])
     return Origin(name=f"{name}:{number}", spec=spec, folder=folder, manifest=manifest)
 
 
+def joined(first: Origin, recipe: Recipe, repository: Path, backbones: Mapping[str, str]) -> list[Origin]:
+    """The published models that the recipe joins, `first` among them; none when it joins none.
+
+    Raises ValueError as `find` does, and when they cannot be joined.
+    """
+    if not isinstance(recipe.ensemble, Joined):
+        return []
+    for name in recipe.ensemble.models:
+        if name.partition(":")[0] not in bundle.names(repository):
+            raise ValueError(f"ensemble.models: no model {name!r} is published; only published ones are joined")
+    if first.manifest is None:
+        raise ValueError(f"model: {first.name} is not published; only published models are joined")
+    found = [first, *(find(name, repository, backbones) for name in recipe.ensemble.models)]
+    if why := ensembles.refusal([one.manifest for one in found if one.manifest]):
+        raise ValueError(f"ensemble.models: {why}")
+    return found
+
+
+def must_read(one: Origin, dataset: Dataset, reading: Reading) -> None:
+    """Raises ValueError when `dataset` does not have the labels and the input of a model that is not trained."""
+    assert one.manifest is not None
+    before = {name: head.labels for name, head in one.manifest.heads.items()}
+    if (dataset.labels, dataset.answers.heads) != (one.manifest.labels, before):
+        raise ValueError(
+            f"the data have the labels {', '.join(dataset.labels[:10])}; {one.name} answers "
+            f"{', '.join(one.manifest.labels[:10])}"
+        )
+    if reading.input != one.manifest.input:
+        raise ValueError(f"{one.name} reads {one.manifest.input}, the data are {reading.input}")
+
+
 def read(
     origin: Origin, recipe: Recipe, dataset: Dataset, learned: np.ndarray, task: Task, backbones: Mapping[str, str]
 ) -> Reading:
@@ -88,7 +129,11 @@ def read(
     such data.
     """
     parameters = catalog.hyperparameters(origin.spec)
+    if isinstance(parameters, catalog.EnsembleParameters | catalog.McDropoutParameters):
+        return _read_for_all(origin, parameters, recipe, dataset, learned, task, backbones)
     before = origin.manifest.input if origin.manifest else None
+    if isinstance(before, LatentInput):
+        before = before.images
     if dataset.kind == "table":
         if isinstance(parameters, catalog.CodingParameters) and parameters.image_size is not None:
             raise ValueError(f"the data are vectors, {origin.name} reads images")
@@ -112,10 +157,34 @@ def read(
     if isinstance(parameters, catalog.CodingParameters) and parameters.features is not None:
         raise ValueError(f"the data are images, {origin.name} reads vectors")
     size: int = recipe.image_size or getattr(parameters, "image_size") or IMAGE_SIZE  # noqa: B009 - all for images have it
+    if isinstance(parameters, catalog.GanParameters) and origin.folder and size != parameters.image_size:
+        raise ValueError(f"image_size: {origin.name} makes images of {parameters.image_size} pixels a side, not {size}")
     spec = _complete(origin.spec, task, image_size=size)
     if isinstance(before, ImageInput):
         return Reading(spec=spec, input=msgspec.structs.replace(before, height=size, width=size))
     return Reading(spec=spec, input=image_input(dataset, size))
+
+
+def _read_for_all(
+    origin: Origin,
+    parameters: catalog.EnsembleParameters | catalog.McDropoutParameters,
+    recipe: Recipe,
+    dataset: Dataset,
+    learned: np.ndarray,
+    task: Task,
+    backbones: Mapping[str, str],
+) -> Reading:
+    """As each of the networks that a published one is made of reads it."""
+
+    def read_for(member: ModelSpec) -> Reading:
+        return read(replace(origin, spec=member), recipe, dataset, learned, task, backbones)
+
+    if isinstance(parameters, catalog.McDropoutParameters):
+        reading = read_for(parameters.member)
+        return replace(reading, spec=_complete(origin.spec, task, member=msgspec.to_builtins(reading.spec)))
+    readings = [read_for(member) for member in parameters.members]
+    members = msgspec.to_builtins([reading.spec for reading in readings])
+    return replace(readings[0], spec=_complete(origin.spec, task, members=members))
 
 
 def image_input(dataset: Dataset, size: int) -> ImageInput:
@@ -141,14 +210,14 @@ def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[s
             weights.load(network, spec.weights, backbones)
         return network
     state = load_file(origin.folder / registry.WEIGHTS)
-    kept = "" if keeps_head(origin, spec, targets) else "trunk."
+    keeps = keeps_head(origin, spec, targets)
     try:
         absent = network.load_state_dict(
-            {name: tensor for name, tensor in state.items() if name.startswith(kept)}, strict=False
+            {name: tensor for name, tensor in state.items() if keeps or TRUNK.match(name)}, strict=False
         )
     except RuntimeError as error:
         raise ValueError(f"the weights of {origin.name} do not fit: {error}") from error
-    missing = [name for name in absent.missing_keys if name.startswith(kept)]
+    missing = [name for name in absent.missing_keys if keeps or TRUNK.match(name)]
     if missing or absent.unexpected_keys:
         raise ValueError(f"the weights of {origin.name} do not fit: {(missing + absent.unexpected_keys)[0]}")
     return network

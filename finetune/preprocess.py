@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from export.processing.images import decode_image
-from export.processing.inputs import BadInput, ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.processing.inputs import BadInput, DataInput, ImageInput, SeriesInput, TextInput, VectorInput
 from export.processing.series import pad_series, series
 from export.processing.text import TextProcessor, pad
 from export.processing.vectors import vector
@@ -31,6 +31,8 @@ from finetune.vocabulary import PAD
 # Above this, decoded images live in a file that is mapped into memory: the page cache keeps what fits.
 IN_MEMORY_BYTES = 2**30
 CHUNK = 256
+# More tokens than any text has.
+UNCUT = 2**31 - 1
 
 Inputs = dict[str, np.ndarray]
 
@@ -48,15 +50,17 @@ class Items:
     """Some items of a data set, ready for the graph.
 
     targets: [items, ...] as `finetune.data.targets` has them; of texts, one int64 [tokens] an item, as objects: those
-        that are to be written, or where nothing is, the text's own.
+        that are to be written, or of texts without labels their own.
     lengths: int64 [items], tokens of texts and steps of series; None for the others.
     collate: rows of the data set → graph inputs by name; rows: int64 [items], those of these items.
+    owners: int64 [items], the item of the data set that each is a part of; None where each is a whole one.
     """
 
     targets: np.ndarray
     lengths: np.ndarray | None
     rows: np.ndarray
     collate: Callable[[np.ndarray], Inputs]
+    owners: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,14 +75,17 @@ class Items:
         return pad(found, PAD, max_length=0, multiple=1)[0] if found.dtype == object else found
 
     def select(self, positions: np.ndarray) -> Items:
-        """The items at `positions`; nothing is prepared again."""
+        """The items at `positions`, or all parts of these items of the data set; nothing is prepared again."""
+        if self.owners is not None:
+            positions = np.flatnonzero(np.isin(self.owners, positions))
         lengths = None if self.lengths is None else self.lengths[positions]
-        return replace(self, targets=self.targets[positions], lengths=lengths, rows=self.rows[positions])
+        owners = None if self.owners is None else self.owners[positions]
+        return replace(self, targets=self.targets[positions], lengths=lengths, rows=self.rows[positions], owners=owners)
 
 
 def prepare(
     dataset: Dataset,
-    spec: InputSpec,
+    spec: DataInput,
     tokenizer: bytes | None,
     folder: Path,
     progress: Callable[[int, int], None],
@@ -94,13 +101,10 @@ def prepare(
         return _images(dataset, spec, folder, progress)
     if isinstance(spec, TextInput):
         assert tokenizer is not None, "texts need a tokenizer"
-        items = _texts(dataset, spec, tokenizer, progress)
-        if written is not None:
-            return replace(items, targets=written_tokens(dataset.targets, written))
         if dataset.source.wanted.kind == "nothing":
-            texts = np.array([dataset.content(row) for row in range(len(dataset))], object)
-            return replace(items, targets=written_tokens(texts, Written(spec, tokenizer)))
-        return items
+            return _windows(dataset, spec, tokenizer, progress)
+        items = _texts(dataset, spec, tokenizer, progress)
+        return items if written is None else replace(items, targets=written_tokens(dataset.targets, written))
     if isinstance(spec, SeriesInput):
         return _series(dataset, spec, progress)
     return _vectors(dataset, spec, progress)
@@ -154,6 +158,29 @@ def _texts(dataset: Dataset, spec: TextInput, tokenizer: bytes, progress: Callab
 
     lengths = np.array([len(row) for row in ids], np.int64)
     return Items(dataset.targets, lengths, np.arange(len(dataset)), collate)
+
+
+def _windows(dataset: Dataset, spec: TextInput, tokenizer: bytes, progress: Callable[[int, int], None]) -> Items:
+    """Texts without labels, whose tokens are their targets. One that is longer than max_length is read in parts, each
+    of which begins with the last token of the one before: every token but the first follows once on what it follows.
+    """
+    processor = TextProcessor(msgspec.structs.replace(spec, max_length=UNCUT), tokenizer)
+    parts: list[np.ndarray] = []
+    owners: list[int] = []
+    for rows in _chunks(len(dataset), progress):
+        for row, ids in zip(rows, processor.encode([dataset.content(row) for row in rows]), strict=True):
+            for start in range(0, len(ids) - 1, spec.max_length - 1):
+                parts.append(np.array(ids[start : start + spec.max_length], np.int64))
+                owners.append(row)
+
+    def collate(rows: np.ndarray) -> Inputs:
+        input_ids, attention_mask = pad([parts[row] for row in rows], spec.pad_token_id, max_length=spec.max_length)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    targets = np.empty(len(parts), object)
+    targets[:] = parts
+    lengths = np.array([len(part) for part in parts], np.int64)
+    return Items(targets, lengths, np.arange(len(parts)), collate, np.array(owners, np.int64))
 
 
 def _series(dataset: Dataset, spec: SeriesInput, progress: Callable[[int, int], None]) -> Items:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from models.catalog import Modality
+from models.catalog import MOST_MEMBERS, MOST_PASSES, Modality, Vote
 from models.spec import HeadName, ModelSpec
 
 Auto = Literal["auto"]
@@ -120,6 +120,19 @@ class MultiTask(Part, frozen=True, kw_only=True, tag="multi_task", tag_field="ty
     heads: Annotated[dict[HeadName, Head], msgspec.Meta(min_length=1, max_length=32)]
 
 
+class Adversarial(Part, frozen=True, kw_only=True, tag="adversarial", tag_field="type"):
+    """Images from noise, by a generator that a discriminator cannot tell from the data (Goodfellow et al. 2014).
+
+    discriminator_steps: for each step of the generator; every one is a step of the run, with a batch of its own.
+    generator_loss: "minimax" is the paper's game, "non_saturating" its advice: the gradient lasts where the
+        discriminator wins. label_smoothing: taken off the 1 that real images are labelled with (Salimans et al. 2016).
+    """
+
+    discriminator_steps: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    generator_loss: Literal["non_saturating", "minimax"] = "non_saturating"
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=0.5)] = 0.0
+
+
 class L1Sparsity(Part, frozen=True, kw_only=True, tag="l1", tag_field="type"):
     """weight · Σ |code|, an item. The decoder could make up for a small code by large weights; weight decay is what
     holds it back."""
@@ -159,11 +172,13 @@ class Elbo(Part, frozen=True, kw_only=True, tag="elbo", tag_field="type"):
 
 class MaskedTokens(Part, frozen=True, kw_only=True, tag="masked_tokens", tag_field="type"):
     """Texts without labels: tokens that are hidden, from all others (Devlin et al. 2019). What is learned so is a
-    beginning for another objective: give the published model as the `model` of a next recipe."""
+    beginning for another objective: give the published model as the `model` of a next recipe. A text of more than
+    max_length tokens is learned in parts."""
 
 
 class NextToken(Part, frozen=True, kw_only=True, tag="next_token", tag_field="type"):
-    """Texts without labels: each token from those before it. A language model."""
+    """Texts without labels: each token from those before it. A language model. A text of more than max_length tokens
+    is learned in parts."""
 
 
 class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field="type"):
@@ -173,7 +188,17 @@ class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field=
     label_smoothing: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.1
 
 
-Objective = HeadObjective | KlDivergence | MultiTask | Reconstruction | Elbo | MaskedTokens | NextToken | Translation
+Objective = (
+    HeadObjective
+    | KlDivergence
+    | MultiTask
+    | Reconstruction
+    | Elbo
+    | Adversarial
+    | MaskedTokens
+    | NextToken
+    | Translation
+)
 
 
 class ConfidencePenalty(Part, frozen=True, kw_only=True, tag="confidence", tag_field="type"):
@@ -284,21 +309,37 @@ class Transfer(Part, frozen=True, kw_only=True):
     """What of a pre-trained trunk learns, when, and how fast.
 
     freeze: name of the last frozen block (everything up to it, from the input), "all" for the whole trunk, None for
-        nothing. GET /v1/models lists each backbone's blocks.
+        nothing. An unknown name is an error that lists the blocks.
+    train_last: instead, how many blocks before the head learn, beside the head; 0: only the head does.
     unfreeze_epoch: the epoch (from 0) at whose start the frozen part is released; None: never.
     gradual: release one block an epoch from then on, the nearest to the head first, instead of all at once.
     layer_decay: learning rate of a block is peak · layer_decay^(distance from the head); 1.0: all alike.
     """
 
     freeze: str | None = None
+    train_last: Annotated[int, msgspec.Meta(ge=0)] | None = None
     unfreeze_epoch: Annotated[int, msgspec.Meta(ge=1)] | None = None
     gradual: bool = False
     layer_decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.freeze is not None and self.train_last is not None:
+            raise ValueError("freeze and train_last say the same in two ways; give one of them")
+        if self.unfreeze_epoch is not None and self.freeze is None and self.train_last is None:
+            raise ValueError("unfreeze_epoch: nothing is frozen; say what by freeze or train_last")
+        if self.gradual and self.unfreeze_epoch is None:
+            raise ValueError("gradual: give unfreeze_epoch, the epoch that it begins with")
+
+    @property
+    def head_only(self) -> bool:
+        """Whether nothing but the head ever learns."""
+        return (self.freeze == "all" or self.train_last == 0) and self.unfreeze_epoch is None
 
 
 class Augmentation(Part, frozen=True, kw_only=True):
     """Of training items only. For images: degrees, shares of the side, probability, and jitter factor.
 
+    crop: the largest share of each side that is cut off; the rest, from anywhere, is brought back to size.
     noise: deviation of Gaussian noise on every pixel, as a share of the full range.
     mixup, cutmix: α of the Beta distribution that two images of a batch, and their losses, are mixed by; as a sum of
         both (Zhang et al. 2018), or as a rectangle of one in the other (Yun et al. 2019). With both, a coin decides.
@@ -309,6 +350,7 @@ class Augmentation(Part, frozen=True, kw_only=True):
     rotation: Annotated[float, msgspec.Meta(ge=0.0, le=180.0)] = 0.0
     translation: Share = 0.0
     scale: Share = 0.0
+    crop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     flip: Share = 0.0
     colour: Share = 0.0
     noise: Share = 0.0
@@ -344,6 +386,34 @@ class Stopping(Part, frozen=True, kw_only=True):
     retrain: Literal["keep", "scratch", "continue"] = "keep"
 
 
+class Bagging(Part, frozen=True, kw_only=True, tag="bagging", tag_field="type"):
+    """So many networks learn, each from another seed and, with `bootstrap`, from a draw of its own, with replacement,
+    of as many items as there are to learn from (Breiman 1996). They answer as one: by the mean of their probabilities
+    or numbers, or by what the majority votes for."""
+
+    members: Annotated[int, msgspec.Meta(ge=2, le=MOST_MEMBERS)] = 5
+    vote: Vote = "mean"
+    bootstrap: bool = True
+
+
+class Joined(Part, frozen=True, kw_only=True, tag="published", tag_field="type"):
+    """`model` and these `models`, all of them published ("digits" or "digits:3"), answer as one. They answer the same
+    labels and read their input alike. Nothing is trained: the file is what the figures are measured on."""
+
+    models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MOST_MEMBERS - 1)]
+    vote: Vote = "mean"
+
+
+class McDropout(Part, frozen=True, kw_only=True, tag="dropout", tag_field="type"):
+    """Monte-Carlo dropout: the network answers by the mean of so many passes, each without other units (Gal and
+    Ghahramani 2016). Which units those are is drawn once, so that equal inputs have equal answers."""
+
+    passes: Annotated[int, msgspec.Meta(ge=2, le=MOST_PASSES)] = 32
+
+
+Ensemble = Bagging | Joined | McDropout
+
+
 class Recipe(Part, frozen=True, kw_only=True):
     """One fine-tuning run. See each section for its rules.
 
@@ -353,6 +423,8 @@ class Recipe(Part, frozen=True, kw_only=True):
     name: under which the result is published; None: "<model>-<suffix>", or the model's name.
     objective: what is learned; None: what the architecture learns first of all, classes mostly.
     terms: added to the objective's loss in training.
+    ensemble: several networks, or passes through one, that answer together and say how far they are apart.
+    optimizer: "auto" is AdamW, and Adam with a beta1 of 0.5 in an adversarial game (Radford et al. 2016).
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
     """
@@ -373,7 +445,8 @@ class Recipe(Part, frozen=True, kw_only=True):
     max_length: Annotated[int, msgspec.Meta(ge=4, le=8192)] | None = None
     objective: Objective | None = None
     terms: tuple[Term, ...] = ()
-    optimizer: Optimizer = AdamW()
+    ensemble: Ensemble | None = None
+    optimizer: Auto | Optimizer = "auto"
     schedule: Schedule = Schedule()
     regularization: Regularization = Regularization()
     transfer: Transfer = Transfer()
@@ -384,6 +457,10 @@ class Recipe(Part, frozen=True, kw_only=True):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     evaluations_per_epoch: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     checkpoint_seconds: NonNegative = 30.0
+
+    def unlabelled_files(self) -> tuple[str, ...]:
+        """Those of other domains, that the terms name."""
+        return tuple(dict.fromkeys(term.file for term in self.terms if isinstance(term, Coral)))
 
     def training_hyperparameters(self) -> Hyperparameters:
         """From `method` or from `hyperparameters`, whichever is given. Raises ValueError when both are."""

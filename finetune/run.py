@@ -20,23 +20,26 @@ from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as publish
 from export.parity import ParityError
 from export.reports.evaluation import Evaluation
-from finetune import automatic, curve, origin, preprocess, trainer
+from finetune import automatic, bagging, ensembles, origin, preprocess, terms
 from finetune.admission import KIND_OF
+from finetune.bagging import Member, together
 from finetune.batches import evaluation_order
 from finetune.data.datasets import Dataset, open_dataset
 from finetune.data.items import Kind
 from finetune.data.splits import leakage, split
 from finetune.data.targets import Targets
-from finetune.data.wanted import Wanted, wanted_of
+from finetune.data.wanted import NOTHING, Wanted, wanted_of
 from finetune.evaluate import evaluate, report
+from finetune.lesson import Lesson, curves, train_again
+from finetune.lesson import train as train_all
 from finetune.objectives import choice
 from finetune.preprocess import Items, tensors
-from finetune.recipe import Hyperparameters, Recipe
-from finetune.retraining import retrain
-from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
+from finetune.recipe import Adversarial, Data, Hyperparameters, McDropout, Recipe
+from finetune.run_request import Cancelled, FileRef, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
-from finetune.task import describe, name_of, objective_of, suits, task_of
-from models import catalog, heads
+from finetune.task import contradiction, describe, objective_of, suits, task_of
+from models import catalog, heads, registry
+from models.mc_dropout import mc_dropout
 from models.network import Headed, Network
 from models.spec import MultiTask
 
@@ -82,7 +85,13 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     reporter.state("validating")
     recipe, seed = request.recipe, seed_of(request)
     start = origin.find(recipe.model, request.repository, request.backbones)
-    section = objective_of(recipe.objective, start.spec.architecture)
+    joined = origin.joined(start, recipe, request.repository, request.backbones)
+    before = ensembles.objective_before(start.manifest) if joined and start.manifest else None
+    section = objective_of(recipe.objective or before, start.spec.architecture)
+    if recipe.ensemble and (why := ensembles.contradiction(recipe.ensemble, section, start.spec.architecture)):
+        raise ValueError(why)
+    if nonsense := contradiction(section, recipe):
+        raise ValueError(nonsense[1])
     suits(section, start.spec)
     wanted = wanted_of(section, recipe.data)
     dataset = open_training_data(request, start, wanted)
@@ -99,6 +108,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     task = task_of(section, dataset.answers)
     splits = split(dataset, recipe.data, seed, validation=request.validation is None)
     reading = origin.read(start, recipe, dataset, splits.train, task, request.backbones)
+    if joined:
+        origin.must_read(start, dataset, reading)
     for problem in dataset.problems[:MOST_PROBLEMS]:
         reporter.event(f"left out {problem.place}: {problem.message}", level="warn", type="problem")
     prepare = partial(
@@ -110,41 +121,60 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     )
     items = prepare(dataset, folder=request.folder / CACHE / "training")
 
-    def learned(rows: np.ndarray) -> Items:
-        neighbours = recipe.augmentation.smote
-        return oversample(items.select(rows), neighbours, seed) if neighbours else items.select(rows)
+    def learned(rows: np.ndarray, member: Member) -> Items:
+        drawn, neighbours = items.select(member.drawn(rows)), recipe.augmentation.smote
+        return oversample(drawn, neighbours, member.seed) if neighbours else drawn
 
-    train, validation, test = learned(splits.train), items.select(splits.validation), items.select(splits.test)
+    train = learned(splits.train, Member(seed=seed))
+    validation, test = items.select(splits.validation), items.select(splits.test)
     if request.validation is not None:
-        other = open_dataset(request.validation.path, request.validation.filename, recipe.data, wanted, dataset.answers)
+        other = open_dataset(
+            request.validation.path,
+            request.validation.filename,
+            recipe.data,
+            wanted,
+            dataset.answers,
+            features=dataset.features,
+        )
         report_leakage(dataset, other, reporter)
         validation = prepare(other, folder=request.folder / CACHE / "validation")
     if not len(validation):
+        none = "no class has two different items" if wanted.kind == "class" else "there are no two different items"
         raise ValueError(
-            f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
+            f"{request.training.filename}: {none}, so none can be held out for validation; "
             "give more data, or a validation file"
         )
-    chosen = automatic.choose(recipe, modality, len(train), pretrained=start.pretrained)
+    unlabelled = {
+        name: prepare(open_unlabelled(one, recipe.data, dataset), folder=request.folder / CACHE / one.sha256)
+        for name, one in request.unlabelled.items()
+    }
+    chosen = automatic.choose(
+        recipe,
+        modality,
+        len(train),
+        beginning=start.beginning,
+        adversarial=isinstance(section, Adversarial),
+        architecture=start.spec.architecture,
+    )
     if isinstance(task, MultiTask):
-        for items, words in ((train, "training"), (validation, "validation"), (test, "test")):
-            check_heads(task, items, words)
+        for side, words in ((train, "training"), (validation, "validation"), (test, "test")):
+            check_heads(task, side, words)
     objective = choice.build(section, dataset.answers, train.targets, reading)
-    if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
-        raise ValueError(
-            f"stopping.metric: {name_of(section)} does not measure {recipe.stopping.metric}; it measures "
-            f"{', '.join(('loss', *objective.metrics))}"
-        )
+    added = [terms.build(term, task, unlabelled) for term in recipe.terms]
 
     reporter.state("running")
+    base = ", ".join(one.name for one in joined) or start.name
     reporter.event(
-        f"{start.name} learns {describe(task, dataset.answers)} from {len(train):,} items "
+        f"{base} answer as one"
+        if joined
+        else f"{base} learns {describe(task, dataset.answers)} from {len(train):,} items "
         f"({len(validation):,} for validation, "
         f"{len(test):,} for testing): {chosen.epochs} epochs, batch {chosen.batch_size}, learning rate "
         f"{chosen.learning_rate:.2g}, seed {seed}"
     )
 
-    def begin(training: Items) -> Network:
-        torch.manual_seed(seed)
+    def begin(training: Items, member: Member) -> Network:
+        torch.manual_seed(member.seed)
         network = origin.load(start, reading.spec, dataset.answers, request.backbones)
         numbers = np.zeros(0) if training.targets.dtype == object else training.targets  # texts have no scale
         targets = torch.from_numpy(numbers).float()
@@ -152,18 +182,34 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
             every = 1 + len(training) // MOST_IMAGES if modality == "image" else 1
             measured = partial(training.batch, np.arange(0, len(training), every))
             network.measure(lambda: tensors(measured(), torch.device("cpu")), targets)
-        elif isinstance(network, Headed) and not origin.keeps_head(start, reading.spec, dataset.answers):
-            heads.measure(network.head, network.task, targets)
+        elif not origin.keeps_head(start, reading.spec, dataset.answers):
+            for part in network.modules():
+                if isinstance(part, Headed):
+                    heads.measure(part.head, part.task, targets)
+        if isinstance(recipe.ensemble, McDropout):
+            row = {name: torch.from_numpy(value) for name, value in training.batch(np.arange(1)).items()}
+            network = mc_dropout(network, recipe.ensemble.passes, member.seed, row)
         return network
 
-    network = begin(train)
     settled = settle(recipe, chosen, seed)
-    run = fingerprint(settled, request, start.name)
-    fit = partial(trainer.fit, validation=validation, objective=objective, seed=seed, reporter=reporter)
-    folder = request.folder / "checkpoints"
-    result = fit(network, train, recipe=recipe, chosen=chosen, run=run, folder=folder)
-    if result.steps < result.planned:
-        reporter.event(f"stopped early after {result.steps:,} of {result.planned:,} steps")
+    lesson = Lesson(
+        recipe=recipe,
+        chosen=chosen,
+        objective=objective,
+        terms=added,
+        train=splits.train,
+        validation=splits.validation,
+        held_out=validation,
+        learned=learned,
+        begin=begin,
+        run=fingerprint(settled, request, base),
+        folder=request.folder,
+        reporter=reporter,
+        check=check,
+    )
+    trained = train_all(lesson, bagging.members(recipe.ensemble, seed))
+    published = [registry.restore(one.folder) for one in joined if one.folder]
+    network = together(published or [one.network for one in trained], recipe.ensemble)
 
     def measure(items: Items, words: str) -> Evaluation:
         found = report(evaluate(network, items, objective, 2 * chosen.batch_size, check), items, objective)
@@ -189,22 +235,14 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     if calibrates and len(test):
         calibrate()
     held_out, which = (test, "test") if len(test) else (validation, "validation")
-    found = measure(held_out, f"{which} items, with the weights of step {result.best_step:,}")
+    only = trained[0].result if len(trained) == 1 else None
+    found = measure(held_out, f"{which} items" + (f", with the weights of step {only.best_step:,}" if only else ""))
     if calibrates and not len(test):
         calibrate()
-    if recipe.stopping is not None and recipe.stopping.retrain != "keep":
-        network = retrain(
-            recipe.stopping.retrain,
-            network,
-            result,
-            learned(np.concatenate([splits.train, splits.validation])),
-            recipe,
-            chosen,
-            begin=begin,
-            training_loss=lambda best: evaluate(best, train, objective, 2 * chosen.batch_size, check).loss,
-            fit=partial(fit, run=f"{run} retraining", folder=request.folder / "retraining"),
-            reporter=reporter,
-        )
+    together_on = measure(validation, "validation items") if len(test) and not only else found
+    validated = only.best_metrics if only else together_on.figures()
+    if trained and not keeps:
+        network = together(train_again(lesson, trained), recipe.ensemble)
         if len(test):
             found = measure(test, "test items, after learning from the validation split, too")
         else:
@@ -231,20 +269,21 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         output_text=reading.written.spec if reading.written else None,
         output_tokenizer=reading.written.tokenizer if reading.written else None,
         validation=(validation.batch(rows) for rows in evaluation_order(len(validation), PARITY_BATCH)),
-        metrics={**found.figures(), **{f"validation_{name}": value for name, value in result.best_metrics.items()}},
+        metrics={
+            **found.figures(),
+            **{f"validation_{name}": value for name, value in validated.items()},
+            **bagging.mean_metrics([one.result.best_metrics for one in trained]),
+        },
         evaluation=found,
         lineage=Lineage(
-            base_model=start.name,
+            base_model=base,
             job_id=request.job_id,
             recipe=msgspec.json.decode(msgspec.json.encode(settled)),
             training_sha256=request.training.sha256,
             validation_sha256=request.validation.sha256 if request.validation else None,
+            unlabelled_sha256=sorted(one.sha256 for one in request.unlabelled.values()),
         ),
-        extra_files={
-            "training_curve.png": curve.plot(result),
-            "training_curve.json": curve.numbers(result),
-            **objective.pictures(network, shown),
-        },
+        extra_files={**curves(trained), **objective.pictures(network, shown)},
         progress=tell,
     )
 
@@ -286,12 +325,14 @@ def seed_of(request: RunRequest) -> int:
 def settle(recipe: Recipe, chosen: automatic.Chosen, seed: int) -> Recipe:
     """The recipe with its seed and numbers in the place of "auto": what to run again for the same result."""
     numbers = Hyperparameters(n_epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate)
-    return msgspec.structs.replace(recipe, seed=seed, method=None, hyperparameters=numbers)
+    optimizer = chosen.optimizer if recipe.optimizer == "auto" else recipe.optimizer
+    return msgspec.structs.replace(recipe, seed=seed, method=None, hyperparameters=numbers, optimizer=optimizer)
 
 
 def fingerprint(settled: Recipe, request: RunRequest, start: str) -> str:
     """What a checkpoint must agree in to be gone on from: recipe, data and the weights at the start."""
     files = [request.training.sha256, request.validation.sha256 if request.validation else None]
+    files += [one.sha256 for one in request.unlabelled.values()]
     return hashlib.sha256(msgspec.json.encode([settled, files, start])).hexdigest()
 
 
@@ -304,6 +345,15 @@ def open_training_data(request: RunRequest, start: origin.Origin, wanted: Wanted
     number = np.array([before.index(label) for label in dataset.labels], np.int64)
     classes = number[dataset.targets]
     return replace(dataset, answers=Targets(before, classes, classes))
+
+
+def open_unlabelled(one: FileRef, data: Data, training: Dataset) -> Dataset:
+    """Items of another domain, without their labels. Raises ValueError when they are not like those of the training
+    file."""
+    found = open_dataset(one.path, one.filename, data, NOTHING, features=training.features)
+    if found.kind != training.kind:
+        raise ValueError(f"terms: {one.filename} holds {found.kind}, the training file {training.kind}")
+    return found
 
 
 def check_heads(task: MultiTask, items: Items, words: str) -> None:

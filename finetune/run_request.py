@@ -25,6 +25,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One run of `finetune.run.run`.
 
     folder: the run's own folder; checkpoints live in it, and a run that finds some goes on from them.
+    unlabelled: files of other domains, by what the recipe's terms call them.
     repository: where the bundle is published as `<name>/<next version>`.
     job_id: recorded in the bundle, so that a run repeated after a crash finds what it had already published.
     backbones: names of the operator's own weights → folder or hub id, beside those of `models.catalog.BACKBONES`.
@@ -33,6 +34,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     training: FileRef
     validation: FileRef | None = None
+    unlabelled: dict[str, FileRef] = {}
     folder: Path
     repository: Path
     name: str

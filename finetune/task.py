@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune import recipe
 from finetune.data.targets import Targets
-from finetune.recipe import Objective
+from finetune.recipe import Adversarial, Objective, Recipe
 from models import spec
 from models.catalog import ARCHITECTURES, AutoencoderParameters, hyperparameters
 from models.spec import HeadTask, ModelSpec, Task
@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Objective] = {
     "cross_entropy": recipe.CrossEntropy(),
     "reconstruction": recipe.Reconstruction(),
     "elbo": recipe.Elbo(),
+    "adversarial": recipe.Adversarial(),
     "translation": recipe.Translation(),
     "next_token": recipe.NextToken(),
 }
@@ -27,12 +28,37 @@ TASKS: dict[type[Objective], str] = {
     recipe.AbsoluteError: "regression",
     recipe.Gaussian: "regression",
     recipe.MultiTask: "multi_task",
+    recipe.Adversarial: "generation",
     recipe.Reconstruction: "reconstruction",
     recipe.Elbo: "reconstruction",
     recipe.MaskedTokens: "masked_language_model",
     recipe.NextToken: "language_model",
     recipe.Translation: "translation",
 }
+# Figures that stopping may watch beside "loss". Of a multi-task objective they are "<head>.<figure>".
+METRICS: dict[type[Objective], tuple[str, ...]] = {
+    recipe.CrossEntropy: ("accuracy", "macro_f1"),
+    recipe.KlDivergence: ("accuracy", "macro_f1"),
+    recipe.BinaryCrossEntropy: ("accuracy", "macro_f1", "roc_auc"),
+    recipe.MultiLabel: ("subset_accuracy", "micro_f1", "macro_f1"),
+    recipe.SquaredError: ("mae", "rmse", "r2"),
+    recipe.AbsoluteError: ("mae", "rmse", "r2"),
+    recipe.Gaussian: ("mae", "rmse", "r2"),
+    recipe.Adversarial: ("frechet_distance", "discriminator_accuracy"),
+    recipe.Reconstruction: ("error", "explained_variance"),
+    recipe.Elbo: ("error", "explained_variance", "surprise", "kl"),
+    recipe.MaskedTokens: ("perplexity", "token_accuracy"),
+    recipe.NextToken: ("perplexity", "token_accuracy"),
+    recipe.Translation: ("perplexity", "token_accuracy"),
+}
+
+
+def metrics_of(objective: Objective) -> tuple[str, ...]:
+    """What stopping may watch beside "loss"."""
+    if isinstance(objective, recipe.MultiTask):
+        heads = objective.heads.items()
+        return tuple(f"{head}.{name}" for head, one in heads for name in METRICS[type(one.objective)])
+    return METRICS[type(objective)]
 
 
 def name_of(objective: Objective) -> str:
@@ -48,6 +74,34 @@ def objective_of(given: Objective | None, architecture: str) -> Objective:
     if name_of(given) not in possible:
         raise ValueError(f"objective: {architecture} cannot learn by {name_of(given)}; it can by {', '.join(possible)}")
     return given
+
+
+def contradiction(objective: Objective, recipe: Recipe) -> tuple[str, str] | None:
+    """A field of the recipe that makes no sense with its objective, and why; None when there is none."""
+    measured = ("loss", *metrics_of(objective))
+    if recipe.stopping is not None and recipe.stopping.metric not in measured:
+        return "stopping.metric", (
+            f"stopping.metric: {name_of(objective)} does not measure {recipe.stopping.metric}; it measures "
+            f"{', '.join(measured)}"
+        )
+    if not isinstance(objective, Adversarial):
+        return None
+    stopping, augmentation = recipe.stopping, recipe.augmentation
+    if recipe.transfer.freeze is not None:
+        return "transfer.freeze", "transfer.freeze: each player of an adversarial game learns as a whole"
+    if augmentation.mixup or augmentation.cutmix:
+        field = "augmentation.mixup" if augmentation.mixup else "augmentation.cutmix"
+        return field, f"{field}: mixed images are none that a generator is to make"
+    if recipe.terms:
+        return "terms", "terms: an adversarial game has no head whose answers or features could be penalized"
+    told = "the loss of an adversarial game does not tell how good the images are"
+    if stopping is not None and stopping.metric == "loss":
+        return "stopping.metric", f"stopping.metric: {told}; take frechet_distance"
+    if stopping is not None and stopping.retrain == "continue":
+        return "stopping.retrain", f"stopping.retrain: {told}; take scratch"
+    if recipe.schedule.decay == "plateau":
+        return "schedule.decay", f"schedule.decay: {told}; take cosine, linear, step or constant"
+    return None
 
 
 def suits(objective: Objective, model: ModelSpec) -> None:
@@ -75,6 +129,8 @@ def task_of(objective: Objective, targets: Targets) -> Task:
             for name, head in objective.heads.items()
         }
         return spec.MultiTask(heads)
+    if isinstance(objective, recipe.Adversarial):
+        return spec.Generation()
     if isinstance(objective, recipe.MaskedTokens):
         return spec.MaskedLanguageModel()
     if isinstance(objective, recipe.NextToken):
@@ -115,6 +171,8 @@ def describe(task: Task, targets: Targets) -> str:
             return f"{count} number{'s' if count > 1 else ''}"
         case spec.MultiTask(heads):
             return f"{len(heads)} tasks at once ({', '.join(heads)})"
+        case spec.Generation():
+            return "to make images"
         case spec.Reconstruction():
             return "to reconstruct"
         case spec.MaskedLanguageModel():

@@ -24,7 +24,7 @@ import torch
 import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor, nn
 
 from finetune import augmentation, automatic, checkpoint, optim
@@ -36,6 +36,7 @@ from finetune.objectives.objective import Objective
 from finetune.preprocess import Items, tensors
 from finetune.recipe import Recipe, Schedule, Stopping
 from finetune.run_request import Cancelled, Reporter
+from finetune.terms import Term
 from models.network import Network
 
 
@@ -76,6 +77,7 @@ def fit(
     run: str,
     folder: Path,
     reporter: Reporter,
+    terms: Sequence[Term] = (),
     until: Until | None = None,
 ) -> FitResult:
     """Train `network` in place, and leave it on the device it was trained on.
@@ -83,16 +85,18 @@ def fit(
     Without `until` it ends with the weights of its best evaluation: the one with the best `recipe.stopping.metric`, or
     with the lowest validation loss when the recipe does not stop early; of equals the first.
 
+    terms: added to the loss while it learns; losses are reported without them.
     run: fingerprint of recipe and data; a checkpoint of the same run in `folder` is gone on from.
     Raises Cancelled within a step of the reporter saying so, JobFailed when the loss is no longer a number,
     ValueError for a recipe that cannot be followed (unknown block, precision the device does not have).
     """
-    accelerator = accelerate(recipe.precision)
+    accelerator = accelerate(recipe.precision, some_idle=objective.steps_in_round > 1)
     network.to(accelerator.device)
     if network.input_names == ("pixels",):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
-    optimizer = optim.build(network, recipe.optimizer, recipe.transfer)
-    frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze)
+    section = chosen.optimizer if recipe.optimizer == "auto" else recipe.optimizer
+    optimizer = optim.build(network, section, recipe.transfer)
+    frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze, recipe.transfer.train_last)
     held = frozen
     augment = augmentation.build(recipe.augmentation)
 
@@ -105,7 +109,7 @@ def fit(
         evaluations, last = set(), min(until.step, steps)
 
     progress, best = resume(network, optimizer, accelerator, folder, run, reporter)
-    meter = Meter(progress, steps, epoch_steps, reporter, accelerator.device)
+    meter = Meter(progress, steps, epoch_steps, reporter, accelerator.device, objective.steps_in_round)
     first = progress.step
     saved = time.monotonic()
 
@@ -128,8 +132,10 @@ def fit(
         optim.set_learning_rate(optimizer, rate)
         seed_generators(accelerator.device, seed, step, accelerator.process_index)
         with optim.noisy(network, recipe.regularization.weight_noise):
-            loss, weight = gradients(accelerator, model, objective, train, order[position], recipe, augment, step)
-        if meter.at_point(step + 1):
+            loss, weight = gradients(
+                accelerator, model, objective, terms, train, order[position], recipe, augment, step
+            )
+        if meter.in_round_of_point(step + 1):
             progress.gradient_norms.append(GradientNorms(step + 1, gradient_norms(accelerator, network)))
         norm = None
         if recipe.gradient_clip is not None:
@@ -182,18 +188,21 @@ def fit(
     )
 
 
-def accelerate(precision: str) -> Accelerator:
-    """An Accelerator of the recipe's precision. Raises ValueError when the device does not have it."""
+def accelerate(precision: str, *, some_idle: bool) -> Accelerator:
+    """An Accelerator of the recipe's precision. some_idle: whether steps leave parts of the network without gradients;
+    several processes would wait for those for ever. Raises ValueError when the device does not have the precision."""
     AcceleratorState._reset_state()  # it outlives its Accelerator, and refuses another precision
     device = Accelerator().device
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=automatic.precision(precision, device))
+    idle = DistributedDataParallelKwargs(find_unused_parameters=some_idle)
+    return Accelerator(mixed_precision=automatic.precision(precision, device), kwargs_handlers=[idle])
 
 
 def gradients(
     accelerator: Accelerator,
     model: nn.Module,
     objective: Objective,
+    terms: Sequence[Term],
     items: Items,
     positions: np.ndarray,
     recipe: Recipe,
@@ -202,28 +211,35 @@ def gradients(
 ) -> tuple[Tensor, float]:
     """Add the gradients of the mean loss over `positions`, this process's share of them piece by piece.
 
-    Returns the sum of the loss over all of them, and the weight that makes it a mean. Every piece is divided by the
-    weight of the whole step, so that accumulating changes memory and nothing else.
+    Returns the sum of the loss over all of them, without the terms, and the weight that makes it a mean. Every piece is
+    divided by the weight of the whole step, so that accumulating changes memory and nothing else. A term is a mean over
+    its piece, and counts by the items in it.
     """
+
+    def change(inputs: list[Tensor]) -> tuple[list[Tensor], augmentation.Mix | None]:
+        if augment is not None:
+            pixels, mix = augment(inputs[0])
+            return [pixels, *inputs[1:]], mix
+        if recipe.augmentation.word_dropout:
+            return [inputs[0], augmentation.drop_words(inputs[1], recipe.augmentation.word_dropout), *inputs[2:]], None
+        return inputs, None
+
     weight = objective.weight(torch.from_numpy(items.batch_targets(positions)))
     mine = np.array_split(positions, accelerator.num_processes)[accelerator.process_index]
     pieces = [piece for piece in np.array_split(mine, recipe.gradient_accumulation) if len(piece)]
     total = torch.zeros((), device=accelerator.device)
     for piece in pieces:
-        inputs = tensors(items.batch(piece), accelerator.device)
+        inputs, mix = change(tensors(items.batch(piece), accelerator.device))
         targets = torch.from_numpy(items.batch_targets(piece)).to(accelerator.device)
-        mix = None
-        if augment is not None:
-            inputs[0], mix = augment(inputs[0])
-        elif recipe.augmentation.word_dropout:
-            inputs[1] = augmentation.drop_words(inputs[1], recipe.augmentation.word_dropout)
         with nullcontext() if piece is pieces[-1] else accelerator.no_sync(model):
             outputs = objective.outputs(model, inputs, targets, step)
             loss = objective.loss(outputs, targets)
             if mix is not None:
                 loss = mix.share * loss + (1.0 - mix.share) * objective.loss(outputs, targets[mix.partners])
+            share = weight * len(piece) / len(positions)
+            penalties = [share * term(model, outputs, lambda other: change(other)[0]) for term in terms]
             # Processes average their gradients; their number undoes it.
-            accelerator.backward(loss * (accelerator.num_processes / weight))
+            accelerator.backward(sum(penalties, loss) * (accelerator.num_processes / weight))
         total += loss.detach()
     return accelerator.reduce(total, "sum"), weight
 
@@ -264,7 +280,8 @@ def judge(progress: Progress, found: dict[str, float], stopping: Stopping | None
         else:
             progress.stale += 1
         progress.stopped = progress.stale >= stopping.patience
-    if progress.best is not None and score <= progress.best and not objective.keeps_last:
+    keeps_last = objective.keeps_last and metric == "loss"
+    if progress.best is not None and score <= progress.best and not keeps_last:
         return False
     progress.best, progress.best_step, progress.best_metrics = score, progress.step, found
     return True

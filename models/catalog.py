@@ -18,8 +18,11 @@ Modality = Literal["image", "text", "vector", "series"]
 Activation = Literal[
     "relu", "leaky_relu", "prelu", "maxout", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus", "rbf"
 ]
+Vote = Literal["mean", "majority"]
 Elementwise = Literal["relu", "leaky_relu", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus"]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+MOST_MEMBERS = 32
+MOST_PASSES = 256
 
 
 class EfficientNetLiteParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,6 +147,13 @@ class RecurrentParameters(SequenceParameters, frozen=True, kw_only=True):
     bidirectional: bool = False
 
 
+def share_out(width: int, heads: int) -> int:
+    """How many numbers of a state each head has. Raises ValueError when the heads do not divide the width."""
+    if width % heads:
+        raise ValueError(f"heads: {heads} do not divide the width, {width}")
+    return width // heads
+
+
 class TransformerParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is read is a text of `vocabulary` tokens; None: from the data.
 
@@ -160,6 +170,9 @@ class TransformerParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     width: Positive = 128
     feedforward: Positive | None = None
     dropout: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        share_out(self.width, self.heads)
 
     @property
     def hidden(self) -> int:
@@ -204,6 +217,9 @@ class TranslatorParameters(TranslationParameters, frozen=True, kw_only=True):
     feedforward: Positive | None = None
     dropout: Fraction = 0.1
 
+    def __post_init__(self) -> None:
+        share_out(self.width, self.heads)
+
     @property
     def hidden(self) -> int:
         return self.feedforward or 4 * self.width
@@ -215,6 +231,35 @@ class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
 
     windows: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] | None = None
     pooling: bool = True
+
+
+class GanParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`layers`: "convolutional" (DCGAN) or "dense" (Goodfellow et al. 2014). `latent`: numbers an image is made from.
+
+    width: channels of the layer beside the image, doubled at every halving of the side up to 8 widths; dense layers
+    have 8 widths. dropout: of a dense discriminator (0.5 in the paper).
+    """
+
+    image_size: Annotated[int, msgspec.Meta(ge=16, le=1024)] = 32
+    layers: Literal["convolutional", "dense"] = "convolutional"
+    latent: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 100
+    width: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
+    dropout: Fraction = 0.0
+
+
+class EnsembleParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`vote`: the mean of the members' answers, or what most of them answer."""
+
+    members: Annotated[tuple[ModelSpec, ...], msgspec.Meta(min_length=2, max_length=MOST_MEMBERS)]
+    vote: Vote = "mean"
+
+
+class McDropoutParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`passes`: through `member`, each without other units; `shapes`: of what each call of a dropout layer drops."""
+
+    member: ModelSpec
+    passes: Annotated[int, msgspec.Meta(ge=2, le=MOST_PASSES)]
+    shapes: tuple[tuple[Positive, ...], ...]
 
 
 class CodingParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -256,11 +301,19 @@ Hyperparameters = (
     | CnnParameters
     | LeNetParameters
     | SequenceParameters
+    | GanParameters
+    | EnsembleParameters
+    | McDropoutParameters
     | AutoencoderParameters
     | VaeParameters
     | TransformerParameters
     | TranslationParameters
 )
+
+
+# Architectures that are made of other networks, by a recipe's `ensemble`.
+COMPOSED = ("ensemble", "mc_dropout")
+MADE_OF_OTHERS = "{} is made of other networks; name one of those, and say in `ensemble` how they are put together"
 
 
 # What a trunk with a head can learn.
@@ -419,6 +472,28 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=Convnet1dParameters,
             builder="models.convnet1d:build",
             description="Convolutions along a series, in stages, or over a text, several widths side by side",
+        ),
+        Card(
+            name="gan",
+            modalities=("image",),
+            hyperparameters=GanParameters,
+            builder="models.gan:build",
+            description="Generative adversarial network that makes images from noise: DCGAN, or one of dense layers",
+            objectives=("adversarial",),
+        ),
+        Card(
+            name="ensemble",
+            modalities=("image", "text", "vector", "series"),
+            hyperparameters=EnsembleParameters,
+            builder="models.ensemble:build",
+            description="Several networks that read the same input, answered for as one",
+        ),
+        Card(
+            name="mc_dropout",
+            modalities=("image", "text", "vector", "series"),
+            hyperparameters=McDropoutParameters,
+            builder="models.mc_dropout:build",
+            description="The same network several times, each time without other units",
         ),
         Card(
             name="seq2seq",

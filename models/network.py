@@ -53,7 +53,8 @@ class Network(nn.Module):
         """Before the first step: take the statistics of all training inputs and targets that are kept as buffers."""
 
     def graphs(self) -> dict[str, Graph]:
-        """What is exported, as `<name>.onnx`; "model" is always there and has the network's own inputs."""
+        """What is exported, as `<name>.onnx`; "model" is always there, and has the network's own inputs
+        unless what is served starts from something else, such as noise."""
         axes = {name: AXES[name] for name in self.input_names if name in AXES}
         return {"model": Graph(self, self.input_names, self.output_names, axes, lambda batch: [batch])}
 

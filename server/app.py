@@ -17,7 +17,7 @@ from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
 from server.errors import exception_handlers
 from server.metrics import Metrics
-from server.routes import classify, completions, docs, embeddings, files, health, jobs, models, predict
+from server.routes import classify, completions, docs, embeddings, files, health, images, jobs, models, predict
 from server.runtime.repository import Repository
 from server.settings import Settings
 
@@ -32,6 +32,7 @@ def create_app(settings: Settings) -> Litestar:
             *classify.handlers,
             *completions.handlers,
             *embeddings.handlers,
+            *images.handlers,
             *predict.handlers,
             *files.handlers,
             *jobs.handlers,

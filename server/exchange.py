@@ -43,6 +43,7 @@ PLACES = {
     "classify": ("classify", "/v1/classify"),
     "complete": ("write texts", "/v1/completions"),
     "embedding": ("embed", "/v1/embeddings"),
+    "generate": ("make images", "/v1/images/generations"),
     "predict": ("predict", "/v1/predict"),
 }
 
@@ -156,7 +157,7 @@ class Exchange:
             limit = self.settings.queue_limit
             raise ApiError(400, f"{len(rows)} inputs in one request; at most {limit} are taken", param=param)
         try:
-            return model.batcher.submit(rows, answer, self.start + self.timeout, self.gone)
+            return model.batchers[answer].submit(rows, answer, self.start + self.timeout, self.gone)
         except QueueFull as error:
             retry = {"retry-after": str(error.retry_after)}
             raise ApiError(

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 
 from export.processing.answers import Prediction, label_set, top_k
+from server.runtime.answers import Unsure
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -17,7 +18,8 @@ class Range(msgspec.Struct, frozen=True):
 
 class HeadAnswer(msgspec.Struct, omit_defaults=True):
     """One kind of: a class (`label`, `probability`, the best ones in `top`); a set of labels (`labels`, and of all
-    labels the `probabilities`); numbers by their names (`values`, and `interval` where it is known)."""
+    labels the `probabilities`); numbers by their names (`values`, and `interval` where it is known). `uncertainty`: how
+    far the networks of an ensemble are apart."""
 
     label: str | None = None
     probability: float | None = None
@@ -26,18 +28,29 @@ class HeadAnswer(msgspec.Struct, omit_defaults=True):
     probabilities: dict[str, float] | None = None
     values: dict[str, float] | None = None
     interval: dict[str, Range] | None = None
+    uncertainty: float | dict[str, float] | None = None
 
 
-def head_answer(task: str, labels: list[str], found: np.ndarray, k: int, threshold: float) -> HeadAnswer:
-    """found: one row of an answer of `server.runtime.answers`."""
+def head_answer(task: str, labels: list[str], row: np.ndarray | Unsure, k: int, threshold: float) -> HeadAnswer:
+    """row: one of an answer of `server.runtime.answers`."""
+    found, apart = sure(row)
     if task == "regression":
-        return HeadAnswer(values=values(labels, found), interval=interval(labels, found))
+        unsure = None if apart is None else dict(zip(labels, apart.tolist(), strict=True))
+        return HeadAnswer(values=values(labels, found), interval=interval(labels, found), uncertainty=unsure)
+    uncertainty = None if apart is None else float(apart)
     if task == "multi_label":
         return HeadAnswer(
-            labels=label_set(found, labels, threshold), probabilities=dict(zip(labels, found.tolist(), strict=True))
+            labels=label_set(found, labels, threshold),
+            probabilities=dict(zip(labels, found.tolist(), strict=True)),
+            uncertainty=uncertainty,
         )
     best = top_k(found, labels, k)
-    return HeadAnswer(label=best[0].label, probability=best[0].probability, top=best)
+    return HeadAnswer(label=best[0].label, probability=best[0].probability, top=best, uncertainty=uncertainty)
+
+
+def sure(row: np.ndarray | Unsure) -> tuple[np.ndarray, np.ndarray | None]:
+    """The answer, and the uncertainty where several networks gave it."""
+    return row if isinstance(row, Unsure) else (row, None)
 
 
 def values(names: list[str], numbers: np.ndarray) -> dict[str, float]:

@@ -21,6 +21,7 @@ from server.routes.classify import ClassifyAnswer
 from server.routes.embeddings import EmbeddingsAnswer
 from server.routes.files import Deleted, FileList, FileObject
 from server.routes.health import Health
+from server.routes.images import ImagesAnswer, ImagesRequest
 from server.routes.jobs import CheckpointList, EventList, JobList, JobObject
 from server.routes.models import ModelDetails, ModelList
 from server.routes.predict import PredictAnswer
@@ -306,6 +307,20 @@ OPERATIONS = (
         body=json(CompletionRequest),
         example={"model": "german", "prompt": "the cat sleeps", "beams": 4},
         answer={"application/json": Completion, "text/event-stream": TEXT},
+    ),
+    Operation(
+        method="post",
+        path="/v1/images/generations",
+        tag="inference",
+        summary="Make images from noise",
+        description="As OpenAI's, PNGs in base64, from a GAN or a variational autoencoder. These are conditioned on "
+        "nothing: the prompt, which OpenAI's clients must send, is taken and not used. The same `seed` makes the same "
+        "images, of which the first ones do not depend on `n`; or send `latent` vectors, or an `interpolation` from "
+        "one image to another.",
+        parameters=[TIMEOUT],
+        body=json(ImagesRequest),
+        example={"model": "faces", "prompt": "", "n": 4, "seed": 1},
+        answer=json(ImagesAnswer),
     ),
     Operation(
         method="get",

@@ -83,7 +83,7 @@ def options(fields: Mapping[str, str], kind: type[R]) -> R:
 
 async def off_loop(size: int, model: Model, function: Callable[..., Rows], *arguments: Any) -> Rows:
     """Call `function`, on a thread when it is likely to take longer than the hop: images, texts, large bodies."""
-    if size <= INLINE_BYTES and isinstance(model.manifest.input, VectorInput | SeriesInput):
+    if size <= INLINE_BYTES and isinstance(model.reads, VectorInput | SeriesInput):
         return function(*arguments)
     if size <= INLINE_BYTES and function is raw_rows and arguments[1] == "application/octet-stream":
         return function(*arguments)
@@ -96,7 +96,7 @@ async def on_thread(function: Callable[..., T], *arguments: Any) -> T:
 
 def json_rows(model: Model, raw: msgspec.Raw) -> Rows:
     """Graph rows from the `input` of a JSON body, and the tokens in them. Raises ApiError, BadInput."""
-    spec = model.manifest.input
+    spec = model.reads
     if isinstance(spec, VectorInput):
         many = nested(raw)
         values = decode_input(raw, list[list[float]] if many else list[float], "a list of numbers")
@@ -144,7 +144,7 @@ def text_rows(model: Model, texts: Sequence[str]) -> Rows:
 
 def token_rows(model: Model, raw: msgspec.Raw) -> Rows:
     """OpenAI lets clients send token ids; an unknown id would break the run of everybody in the batch."""
-    spec = model.manifest.input
+    spec = model.reads
     assert isinstance(spec, TextInput)
     assert model.texts is not None, "a text model has a tokenizer"
     kind: Any = list[list[int]] if nested(raw) else list[int]
@@ -161,7 +161,7 @@ def token_rows(model: Model, raw: msgspec.Raw) -> Rows:
 
 def file_rows(model: Model, contents: Sequence[bytes]) -> Rows:
     """Graph rows of uploaded files: images, UTF-8 texts, float32 vectors or series."""
-    spec = model.manifest.input
+    spec = model.reads
     if isinstance(spec, ImageInput):
         return [decode_image(content, spec) for content in contents], 0
     if isinstance(spec, TextInput):
@@ -173,7 +173,7 @@ def file_rows(model: Model, contents: Sequence[bytes]) -> Rows:
 
 def raw_rows(model: Model, kind: str, body: bytes) -> Rows:
     """Graph rows of a raw body."""
-    spec = model.manifest.input
+    spec = model.reads
     if isinstance(spec, TextInput):
         if kind != "text/plain":
             raise ApiError(415, f"{model.name} reads text: send JSON, or text/plain instead of {kind}")

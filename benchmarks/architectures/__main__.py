@@ -25,6 +25,8 @@ from benchmarks.architectures.claims.catalog import CLAIMS
 from benchmarks.architectures.claims.claim import Claim, Finished, Section
 from benchmarks.architectures.compare import Compared, compare
 from benchmarks.architectures.document import Machine
+from benchmarks.architectures.gallery import gallery
+from benchmarks.architectures.pictures import Picture
 from benchmarks.architectures.rows import ROWS, Row
 from benchmarks.architectures.runs import Run
 
@@ -61,7 +63,9 @@ def main() -> int:
             console.print(f"[red]{name}: {why}")
         if given.only is None:
             machine = machine_of(seconds() / 60.0)
-            publish(given.document, document.write(compared, sections, failed, machine), sections)
+            shown = gallery(finished)
+            text = document.write(compared, sections, shown, failed, machine)
+            publish(given.document, text, [*shown, *(one for section in sections for one in section.pictures)])
             console.print(f"{given.document} is written, after {machine.minutes:.0f} minutes")
     return status(compared, failed)
 
@@ -73,7 +77,10 @@ def status(rows: Sequence[Compared], failed: Mapping[str, str]) -> int:
 
 def needed(rows: Sequence[Row], claims: Sequence[Claim]) -> list[Run]:
     """Every run once, those of the rows first; with --only also the runs that they need."""
-    every = {run.name: run for run in (*(row.run for row in ROWS), *(run for one in CLAIMS for run in one.runs))}
+    every = {
+        run.name: run
+        for run in (*(run for row in ROWS for run in row.runs()), *(run for one in CLAIMS for run in one.runs))
+    }
     found: dict[str, Run] = {}
 
     def add(run: Run) -> None:
@@ -81,7 +88,7 @@ def needed(rows: Sequence[Row], claims: Sequence[Claim]) -> list[Run]:
             add(every[name])
         found[run.name] = run
 
-    for run in (*(row.run for row in rows), *(run for claim in claims for run in claim.runs)):
+    for run in (*(run for row in rows for run in row.runs()), *(run for claim in claims for run in claim.runs)):
         add(run)
     return list(found.values())
 
@@ -96,14 +103,13 @@ def measured(claims: Sequence[Claim], finished: Finished, console: Console) -> l
     return found
 
 
-def publish(path: Path, text: str, sections: Sequence[Section]) -> None:
-    """The document, and its pictures in a folder of its name beside it."""
-    pictures = path.with_suffix("")
-    pictures.mkdir(parents=True, exist_ok=True)
+def publish(path: Path, text: str, pictures: Sequence[Picture]) -> None:
+    """The document, and its pictures in a folder beside it."""
+    folder = path.parent / document.FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    for section in sections:
-        for name, picture in section.pictures.items():
-            (pictures / name).write_bytes(picture)
+    for picture in pictures:
+        (folder / picture.file).write_bytes(picture.content)
 
 
 def summary(rows: Sequence[Compared]) -> Table:

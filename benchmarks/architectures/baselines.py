@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, RidgeCV
@@ -12,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.architectures.held_out import HeldOut, Part
+from export.reports.chrf import chrf
 
 ITERATIONS = 500
 
@@ -27,6 +29,13 @@ def logistic(items: HeldOut) -> float:
     return float(model.score(test, items.test.targets))
 
 
+def logistic_of_first(items: HeldOut) -> float:
+    """Accuracy of the same on the first of several columns of targets."""
+    learned, test = scaled(items)
+    model = logistic_regression().fit(learned, items.learned.targets[:, 0])
+    return float(model.score(test, items.test.targets[:, 0]))
+
+
 def logistic_of_each_label(items: HeldOut) -> float:
     """Macro F1 of a logistic regression for each label."""
     learned, test = scaled(items)
@@ -40,6 +49,25 @@ def ridge(items: HeldOut) -> float:
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 5, 17)))
     model.fit(learned, items.learned.targets)
     return float(r2_score(items.test.targets, model.predict(test)))
+
+
+def mean(items: HeldOut) -> float:
+    """R² of the mean of the items that are learned from."""
+    answered = np.full_like(items.test.targets, items.learned.targets.mean())
+    return float(r2_score(items.test.targets, answered))
+
+
+def principal_components(items: HeldOut, code: int) -> float:
+    """Share of the variance that so many principal components explain."""
+    learned, test = items.learned.vectors(), items.test.vectors()
+    model = PCA(code, svd_solver="full").fit(learned)
+    missing = test - model.inverse_transform(model.transform(test))
+    return float(1.0 - np.square(missing).sum() / np.square(test - learned.mean(axis=0)).sum())
+
+
+def copy_of_source(items: HeldOut) -> float:
+    """chrF of the texts as they are, as if they were translations."""
+    return chrf(items.test.contents, [str(one) for one in items.test.targets])
 
 
 def words(items: HeldOut) -> float:

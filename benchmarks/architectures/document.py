@@ -8,12 +8,14 @@ import msgspec
 
 from benchmarks.architectures.claims.claim import Section
 from benchmarks.architectures.compare import Compared
-from benchmarks.architectures.pictures import table
+from benchmarks.architectures.pictures import Picture, table
 
 HEADER = (
     *("architecture", "task", "data", "parameters", "multiply-adds", "training, s"),
     *("metric", "network", "baseline", "", "parity", "served, ms"),
 )
+# Of the pictures, beside the document.
+FOLDER = "architectures"
 # From the left, those that are words.
 WORDS = 3
 
@@ -28,7 +30,13 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     versions: Mapping[str, str]
 
 
-def write(rows: Sequence[Compared], sections: Sequence[Section], missing: Mapping[str, str], machine: Machine) -> str:
+def write(
+    rows: Sequence[Compared],
+    sections: Sequence[Section],
+    gallery: Sequence[Picture],
+    missing: Mapping[str, str],
+    machine: Machine,
+) -> str:
     """Markdown. missing: why a row or claim was not measured, by its name."""
     behind = [row.title for row in rows if not row.beats]
     verdict = (
@@ -67,10 +75,18 @@ each. {", ".join(f"{name} {version}" for name, version in machine.versions.items
     ]
     if sections:
         parts.append("## What is said of them, measured")
-        parts += [f"### {one.title}{'' if one.holds else ': not here'}\n\n{one.text}" for one in sections]
+    for section in sections:
+        parts.append(f"### {section.title}{'' if section.holds else ': not here'}\n\n{section.text}")
+        parts += [shown(picture) for picture in section.pictures]
+    if gallery:
+        parts += ["## What they look like", *(f"{shown(picture)}\n\n{picture.caption}." for picture in gallery)]
     if missing:
         parts.append("## Not measured\n\n" + "\n".join(f"- {name}: {why}" for name, why in missing.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def shown(picture: Picture) -> str:
+    return f"![{picture.caption}]({FOLDER}/{picture.file})"
 
 
 def line(row: Compared) -> tuple[str, ...]:

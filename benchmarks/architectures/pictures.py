@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,3 +35,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: int = 1) 
     """Markdown; columns from the `right`-th on are set to the right."""
     ruler = ["---" if i < right else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ruler, *rows))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """file: its name in the document's folder."""
+
+    file: str
+    caption: str
+    content: bytes

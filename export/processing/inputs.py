@@ -54,7 +54,22 @@ class SeriesInput(
     max_length: int
 
 
-InputSpec = ImageInput | TextInput | VectorInput | SeriesInput
+# What networks learn from.
+DataInput = ImageInput | TextInput | VectorInput | SeriesInput
+
+
+class LatentInput(
+    msgspec.Struct, frozen=True, kw_only=True, tag="latent", tag_field="type", forbid_unknown_fields=True
+):
+    """Graph input `latent`: float32 [batch, size], drawn from a standard normal distribution. images: how those that
+    the model learned from were read, and those are read that it goes on with."""
+
+    size: int
+    images: ImageInput
+
+
+# What a served graph takes.
+InputSpec = DataInput | LatentInput
 
 
 class BadInput(ValueError):

@@ -66,15 +66,21 @@ class Dataset:
 
 
 def open_dataset(
-    path: Path, filename: str, data: Data, wanted: Wanted | None = None, known: Targets | None = None
+    path: Path,
+    filename: str,
+    data: Data,
+    wanted: Wanted | None = None,
+    known: Targets | None = None,
+    features: Sequence[str] = (),
 ) -> Dataset:
     """The usable items of a file.
 
     wanted: which columns are learned, as classes in the label column when None. known: the targets of the training
-    file, for a validation file. Raises BadFile when more than a tenth of the items is broken, when there is one
-    class only, and for a label that the training file lacks.
+    file, for a validation file; features: the columns of its vectors. Raises BadFile when more than a tenth of the
+    items is broken, when there is one class only, and for a label that the training file lacks.
     """
-    source = source_of(open_file(path, filename), filename, data, wanted or wanted_of(CrossEntropy(), data))
+    wanted = wanted or wanted_of(CrossEntropy(), data)
+    source = source_of(open_file(path, filename), filename, data, wanted, features)
     if not len(source):
         raise BadFile(f"{filename}: holds no items")
     checked = check(source)

@@ -60,15 +60,18 @@ def open_file(path: Path, filename: str) -> Archive | Table:
     return open_archive(path) or read_table(path, filename)
 
 
-def source_of(opened: Archive | Table, filename: str, data: Data, wanted: Wanted) -> Source:
-    """The items of an opened file. Raises BadFile when it lacks a column that `data` names, or holds no such items."""
+def source_of(
+    opened: Archive | Table, filename: str, data: Data, wanted: Wanted, features: Sequence[str] = ()
+) -> Source:
+    """The items of an opened file. features: columns of a vector's numbers; all but the labels when none is named.
+    Raises BadFile when it lacks a column that is named, or holds no such items."""
     if isinstance(opened, Archive):
         return _images(opened, data, wanted)
     if data.text_column in opened.columns:
         return _texts(opened, data, wanted)
     if data.series_column in opened.columns and holds_series(opened.columns[data.series_column]):
         return _series(opened, data, wanted)
-    return _vectors(opened, data, wanted, filename)
+    return _vectors(opened, data, wanted, filename, features)
 
 
 def column(table: Table, name: str) -> Any:
@@ -201,10 +204,12 @@ def _series(table: Table, data: Data, wanted: Wanted) -> Source:
     )
 
 
-def _vectors(table: Table, data: Data, wanted: Wanted, filename: str) -> Source:
+def _vectors(table: Table, data: Data, wanted: Wanted, filename: str, given: Sequence[str]) -> Source:
     cells = answers(table, wanted)
     labels = {data.label_column, *(column.name for column in wanted.columns)}
-    features = [name for name in table.columns if name not in labels]
+    features = list(given) or [name for name in table.columns if name not in labels]
+    for name in given:
+        column(table, name)
     if not features:
         raise BadFile(f"{filename}: there is nothing to learn from beside the label")
     if any(not name.strip() for name in features):

@@ -60,6 +60,12 @@ def written(cells: Sequence[Any], wanted: Wanted) -> str | None:
     )
 
 
+def labels_in(cell: Any, column: Column) -> list[str]:
+    """The class, or the labels of the set, that a usable cell holds."""
+    found = _cell(cell, column.meaning)
+    return found if isinstance(found, list) else [found]
+
+
 def empty(cell: Any) -> bool:
     """Whether a cell says nothing: null, NaN or blank. An empty list does say something."""
     return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())

@@ -16,12 +16,14 @@ from finetune.data.items import Kind, open_file, source_of, unlabelled
 from finetune.data.problems import BadFile, Problem
 from finetune.data.series import holds_series
 from finetune.data.tables import Table, number_of, text_of
+from finetune.data.targets import labels_in
 from finetune.data.wanted import NOTHING, Column, Wanted, wanted_of
 from finetune.recipe import CrossEntropy, Data
 
 MOST_LISTED = 100
 # A column with more distinct values than this is no label.
 MOST_LABELS = 10_000
+NO_CLASSES = f"is no label of classes: it holds lists, or nothing, or more than {MOST_LABELS:,} different values"
 
 
 # A table of texts and their translations is read as "text" when one of its other columns is learned.
@@ -38,8 +40,10 @@ class Duplicate(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What `inspect` found. Lists are cut at 100; `problem_count` and `duplicate_count` count all.
 
+    kind: "pairs" for texts with a translation each, in the columns of these names.
     label_counts: items of each label, for every column that could be the label column ("label" for class folders).
-    classes: those of the column "label", usable items only. items: usable ones.
+    classes: those of the column "label", usable items only; of sets of labels, how many have each. items: usable ones.
+    numeric: columns that hold numbers.
     """
 
     kind: Holding
@@ -54,6 +58,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     duplicates: list[Duplicate]
     duplicate_count: int
     bytes: int
+    numeric: list[str] = []
 
 
 def inspect(path: Path, filename: str) -> Report:
@@ -72,6 +77,8 @@ def inspect(path: Path, filename: str) -> Report:
             wanted = wanted_of(recipe.Translation(), data)
         elif data.label_column not in opened.columns or not _default_columns(opened, data):
             return _described(path, opened)
+        elif any(isinstance(cell, list) for cell in opened.columns[data.label_column]):
+            wanted = wanted_of(recipe.MultiLabel(), data)
     if isinstance(opened, Archive) and unlabelled(opened):
         wanted = NOTHING
     pairs = wanted.kind == "text"
@@ -80,21 +87,36 @@ def inspect(path: Path, filename: str) -> Report:
     if not checked.good:
         first = checked.problems[0]
         raise BadFile(f"{filename}: no item can be used; the first: {first.place}: {first.message}")
-    classes = Counter(str(source.labels[i]) for i in checked.good if wanted.kind == "class")
+    classes: Counter[str] = Counter()
+    if wanted.kind in ("class", "set"):
+        classes.update(label for i in checked.good for label in labels_in(source.answers[i][0], wanted.columns[0]))
     return Report(
         kind="pairs" if pairs else source.kind,
         format=source.form,
         columns=list(source.columns),
         items=len(checked.good),
         classes=_ordered(classes),
-        label_counts=_label_counts(source.columns) | ({} if pairs else {data.label_column: _ordered(classes)}),
+        label_counts=_label_counts(source.columns)
+        | ({data.label_column: _ordered(classes)} if wanted.kind in ("class", "nothing") else {}),
         features=source.features,
         problems=checked.problems[:MOST_LISTED],
         problem_count=len(checked.problems),
         duplicates=[Duplicate(source.places[i], source.places[j]) for i, j in checked.duplicates[:MOST_LISTED]],
         duplicate_count=len(checked.duplicates),
         bytes=path.stat().st_size,
+        numeric=_numeric_columns(source.columns),
     )
+
+
+def kind_of(report: Report, data: Data, wanted: Wanted) -> Holding:
+    """What a job finds in a file: that is plainer once it is known which columns are learned."""
+    if report.kind in ("images", "series") or not report.columns:
+        return report.kind
+    if data.text_column in report.columns:
+        return "pairs" if report.kind == "pairs" else "text"
+    learned = {data.label_column, *(column.name for column in wanted.columns)}
+    rest = set(report.columns) - learned
+    return "table" if rest and rest <= set(report.numeric) else report.kind
 
 
 def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str]:
@@ -102,22 +124,23 @@ def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str
     wanted = wanted or wanted_of(CrossEntropy(), data)
     reasons: list[str] = []
     needed = [column.name for column in wanted.columns] if report.columns else []
-    if report.kind == "images" and report.columns:
+    kind = kind_of(report, data, wanted)
+    if kind == "images" and report.columns:
         needed.append(data.image_column)
-    if report.kind in ("text", "pairs") and not (data.text_column == Data().text_column and report.features):
+    if kind in ("text", "pairs") and not (data.text_column == Data().text_column and report.features):
         needed.append(data.text_column)
-    if report.kind == "series":
+    if kind == "series":
         needed.append(data.series_column)
     for name in needed:
         if name not in report.columns:
             reasons.append(f"there is no column {name!r}; the columns are {', '.join(map(repr, report.columns))}")
-    if wanted.kind not in ("class", "nothing") and report.kind == "images" and not report.columns:
+    if wanted.kind not in ("class", "nothing") and kind == "images" and not report.columns:
         reasons.append("class folders name one class an image; put a table with the labels at the archive's top")
     if reasons or wanted.kind != "class":
         return reasons or [reason for one in wanted.columns if (reason := unfit(report, one))]
     counts = labels(report, data)
     if counts is None:
-        return [f"column {data.label_column!r} has more than {MOST_LABELS:,} different values; it is no label"]
+        return [f"column {data.label_column!r} {NO_CLASSES}"]
     if not counts:
         return ["the images lie in no class folders and no table names their classes; they have no labels to learn"]
     if len(counts) < 2:
@@ -135,7 +158,7 @@ def unfit(report: Report, column: Column) -> str | None:
     if column.meaning == "number" and counts and all(number_of(value) is None for value in counts):
         return f"column {column.name!r} holds no numbers"
     if column.meaning == "class" and counts is None:
-        return f"column {column.name!r} has more than {MOST_LABELS:,} different values; it is no label"
+        return f"column {column.name!r} {NO_CLASSES}"
     if column.meaning == "class" and len(counts or ()) < 2:
         return f"column {column.name!r} holds only one class, {next(iter(counts or ()), 'none')!r}"
     return None
@@ -176,7 +199,12 @@ def _described(path: Path, table: Table) -> Report:
         duplicates=[],
         duplicate_count=0,
         bytes=path.stat().st_size,
+        numeric=_numeric_columns(table.columns),
     )
+
+
+def _numeric_columns(columns: Mapping[str, object]) -> list[str]:
+    return [name for name, values in columns.items() if _numeric(values)]
 
 
 def _numeric(values: object) -> bool:

@@ -172,13 +172,12 @@ class JobStore:
         """Raises NotThere, or FileInUse naming the job that needs it."""
         jobs = schema.jobs
         with self.engine.begin() as connection:
-            user = connection.execute(
-                select(jobs.c.id, jobs.c.state)
-                .where(sa.or_(jobs.c.training_file == file_id, jobs.c.validation_file == file_id))
-                .where(jobs.c.state.not_in([*FINISHED]))
-            ).first()
-            if user is not None:
-                raise FileInUse(f"file {file_id} is needed by job {user.id}, which is {user.state}; cancel it first")
+            waiting = select(jobs.c.id, jobs.c.state, jobs.c.recipe).where(jobs.c.state.not_in([*FINISHED]))
+            for user in connection.execute(waiting):
+                if file_id in _files_of(msgspec.json.decode(user.recipe, type=Recipe)):
+                    raise FileInUse(
+                        f"file {file_id} is needed by job {user.id}, which is {user.state}; cancel it first"
+                    )
             if not connection.execute(schema.files.delete().where(schema.files.c.id == file_id)).rowcount:
                 raise NotThere(f"no file {file_id!r}")
 
@@ -188,9 +187,9 @@ class JobStore:
         """Queue a job. Raises NotThere when a file that the recipe names is gone."""
         job_id = f"ftjob-{uuid4().hex[:24]}"
         with self.engine.begin() as connection:
-            for file_id in (recipe.training_file, recipe.validation_file):
+            for file_id in _files_of(recipe):
                 found = select(schema.files.c.id).where(schema.files.c.id == file_id)
-                if file_id is not None and connection.execute(found).one_or_none() is None:
+                if connection.execute(found).one_or_none() is None:
                     raise NotThere(f"no file {file_id!r}")
             connection.execute(
                 schema.jobs.insert().values(
@@ -448,6 +447,12 @@ def sequence_of(job_id: str, given: str) -> int:
     if stem != event_id(job_id, 0).rpartition("-")[0] or not sequence.isdecimal() or len(sequence) > 9:
         raise NotThere(f"no event {given!r}")
     return int(sequence)
+
+
+def _files_of(recipe: Recipe) -> list[str]:
+    """Ids of all files that a job of this recipe reads."""
+    named = (recipe.training_file, recipe.validation_file, *recipe.unlabelled_files())
+    return [file_id for file_id in named if file_id is not None]
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

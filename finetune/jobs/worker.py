@@ -182,6 +182,7 @@ def request_of(
         recipe=job.recipe,
         training=reference(job.training_file),
         validation=reference(job.validation_file) if job.validation_file else None,
+        unlabelled={file_id: reference(file_id) for file_id in job.recipe.unlabelled_files()},
         folder=folder,
         repository=repository,
         name=job.name,

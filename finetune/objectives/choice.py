@@ -11,6 +11,7 @@ from export.processing.text import TextProcessor
 from finetune import recipe
 from finetune.data.targets import Targets
 from finetune.objectives import cross_entropy, numbers
+from finetune.objectives.adversarial import Adversarial
 from finetune.objectives.binary_cross_entropy import BinaryCrossEntropy
 from finetune.objectives.elbo import Elbo
 from finetune.objectives.masked_tokens import MaskedTokens
@@ -40,6 +41,8 @@ def build(section: recipe.Objective, targets: Targets, train: np.ndarray, readin
             return Reconstruction(section)
         case recipe.Elbo():
             return Elbo(section)
+        case recipe.Adversarial():
+            return Adversarial(section)
         case recipe.Translation(label_smoothing=smoothing):
             assert isinstance(reading.input, TextInput), "pairs are texts"
             assert reading.tokenizer is not None

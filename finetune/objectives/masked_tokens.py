@@ -41,4 +41,4 @@ class MaskedTokens(TokenPrediction):
         hidden[asked] = shown[chosen]
         found = model(hidden, attention_mask, asked)
         row, at = chosen.nonzero(as_tuple=True)
-        return {"logits": found["logits"], "wanted": targets[chosen], "row": row, "place": at - 1}
+        return {"logits": found["logits"], "wanted": targets[chosen], "row": row, "place": (at - 1).clamp(min=0)}

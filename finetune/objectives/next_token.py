@@ -12,7 +12,7 @@ from finetune.vocabulary import PAD
 
 
 class NextToken(TokenPrediction):
-    """Every token but the first is asked for, the end of a text too, where it has not been cut off."""
+    """Every token but the first is asked for, the end of a text too."""
 
     whole = True
 

@@ -19,13 +19,15 @@ class Objective:
     of devices, then add up to exactly the mean over all of them.
 
     metrics: names of figures that stopping may watch beside "loss". falling: those of which less is better.
-    keeps_last: whether the weights of the last step are the ones to keep, not those of the best evaluation.
+    keeps_last: whether the weights of the last step are the ones to keep, not those with the lowest loss.
+    steps_in_round: in a round of several steps each teaches its own part of the network, the others have no gradient.
     calibrates: whether `calibrate` has something to take from a split that was not learned from.
     """
 
     metrics: tuple[str, ...] = ()
     falling: frozenset[str] = frozenset()
     keeps_last: bool = False
+    steps_in_round: int = 1
     calibrates: bool = False
 
     def outputs(

@@ -21,6 +21,10 @@ from models.spec import ModelSpec, Reconstruction
 
 # Variances are kept between e^-10 and e^10.
 MOST_LOG_VARIANCE = 10.0
+# Of z at first: with as much noise as the prior has, a decoder would learn to do without z.
+FIRST_LOG_VARIANCE = -3.0
+# A pixel that is never lit is taken to be so with this chance before z is known.
+LEAST_CHANCE = 0.01
 # Latent vectors that the exported generator is compared on, beside those of the data.
 SEED = 0
 
@@ -28,17 +32,23 @@ SEED = 0
 class Bernoulli(nn.Module):
     """p(x | z) of pixels: each intensity from 0 to 1 is the chance of being lit.
 
-    decoded: logits float32 [batch, 3, size, size]. centre: the mean image, which x is less than the intensities.
+    decoded: float32 [batch, 3, size, size], what z adds to the log odds of the mean image. centre: that image, which x
+    is less than the intensities.
     """
 
     def expected(self, decoded: Tensor, centre: Tensor) -> Tensor:
         """The mean of x given z."""
-        return torch.sigmoid(decoded) - centre
+        return torch.sigmoid(self._log_odds(decoded, centre)) - centre
 
     def surprise(self, decoded: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """-log p(x | z) in nats, float32 [batch]."""
-        losses = functional.binary_cross_entropy_with_logits(decoded, x + centre, reduction="none")
+        logits = self._log_odds(decoded, centre)
+        losses = functional.binary_cross_entropy_with_logits(logits, x + centre, reduction="none")
         return losses.flatten(1).sum(dim=1)
+
+    def _log_odds(self, decoded: Tensor, centre: Tensor) -> Tensor:
+        inside = centre.clamp(LEAST_CHANCE, 1.0 - LEAST_CHANCE)
+        return decoded + torch.log(inside / (1.0 - inside))
 
 
 class Gaussian(nn.Module):
@@ -84,7 +94,7 @@ class Vae(Network):
         self.trunk = trunk
         self.log_variance = nn.Linear(trunk.features_width, trunk.width)
         nn.init.zeros_(self.log_variance.weight)
-        nn.init.zeros_(self.log_variance.bias)
+        nn.init.constant_(self.log_variance.bias, FIRST_LOG_VARIANCE)
         self.decoder = decoder
         self.likelihood = Bernoulli() if isinstance(trunk.units, PixelUnits) else Gaussian()
         self.input_names = trunk.input_names

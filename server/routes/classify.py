@@ -12,6 +12,7 @@ from litestar.types import Receive, Scope, Send
 from export.processing.answers import Prediction, label_set, top_k
 from server.errors import ApiError
 from server.exchange import Exchange, Usage, encoder, handle
+from server.head_answer import sure
 from server.rows import read_request
 
 DEFAULT_TOP_K = 5
@@ -31,7 +32,8 @@ class ClassifyRequest(msgspec.Struct):
 
 class Classified(msgspec.Struct, omit_defaults=True):
     """The answer for one input. Of one among several classes: the winning `label`, its probability, and the `top_k`
-    best of all. Of a set of labels: those at or over the threshold, and the `probabilities` of all."""
+    best of all. Of a set of labels: those at or over the threshold, and the `probabilities` of all. `uncertainty`: how
+    far the networks of an ensemble are apart, in nats: 0 where they agree."""
 
     index: int
     label: str | None = None
@@ -39,6 +41,7 @@ class Classified(msgspec.Struct, omit_defaults=True):
     top: list[Prediction] | None = None
     labels: list[str] | None = None
     probabilities: dict[str, float] | None = None
+    uncertainty: float | None = None
 
 
 class ClassifyAnswer(msgspec.Struct):
@@ -63,14 +66,16 @@ async def classify(exchange: Exchange) -> bytes:
     labels = model.manifest.labels
     data = []
     several = model.manifest.task == "multi_label"
-    for i, probabilities in enumerate(found):
+    for i, row in enumerate(found):
+        probabilities, apart = sure(row)
+        uncertainty = None if apart is None else float(apart)
         if several:
             all_of_them = dict(zip(labels, probabilities.tolist(), strict=True))
             chosen = label_set(probabilities, labels, request.threshold)
-            data.append(Classified(i, labels=chosen, probabilities=all_of_them))
+            data.append(Classified(i, labels=chosen, probabilities=all_of_them, uncertainty=uncertainty))
         else:
             best = top_k(probabilities, labels, request.top_k)
-            data.append(Classified(i, best[0].label, best[0].probability, best))
+            data.append(Classified(i, best[0].label, best[0].probability, best, uncertainty=uncertainty))
     body = encoder.encode(ClassifyAnswer(model.name, model.version, data, Usage(tokens, tokens)))
     model.encode_seconds.observe(time.perf_counter() - start)
     return body

@@ -161,17 +161,16 @@ def not_found(error: NotThere) -> ApiError:
 def create_job(state: AppState, data: JSONBody[Recipe]) -> JobObject:
     """Queue a fine-tuning job. The body is a Recipe; what can be known to be wrong with it is said at once."""
     store: JobStore = state.store
-    report = report_of(store, data, "training_file")
-    if data.validation_file is not None:
-        other = report_of(store, data, "validation_file")
-        if other.kind != report.kind:
-            message = f"validation_file: holds {other.kind}, the training file {report.kind}"
-            raise ApiError(400, message, param="validation_file")
+    report = report_of(store, data.training_file, "training_file")
+    validation = report_of(store, data.validation_file, "validation_file") if data.validation_file is not None else None
+    unlabelled = {file_id: report_of(store, file_id, "terms") for file_id in data.unlabelled_files()}
     settings = state.settings
     try:
         name = admit(
             data,
             report=report,
+            validation=validation,
+            unlabelled=unlabelled,
             backbones=settings.backbones,
             repository=settings.repository,
             allow_hub=settings.allow_hub,
@@ -190,10 +189,10 @@ def create_job(state: AppState, data: JSONBody[Recipe]) -> JobObject:
         raise ApiError(404, str(error), param="training_file", code="file_not_found") from error
 
 
-def report_of(store: JobStore, recipe: Recipe, param: str) -> Report:
-    """The report of a file that the recipe names. Raises ApiError 404 when it is not there."""
+def report_of(store: JobStore, file_id: str, param: str) -> Report:
+    """The report of a file that the recipe names in a field. Raises ApiError 404 when it is not there."""
     try:
-        record = store.get_file(getattr(recipe, param))
+        record = store.get_file(file_id)
     except NotThere as error:
         raise ApiError(404, f"{param}: {error}", param=param, code="file_not_found") from error
     return msgspec.json.decode(record.report or "", type=Report)

@@ -17,10 +17,13 @@ from server.errors import ApiError
 from server.runtime.repository import Repository, UnknownModel
 from server.settings import Settings
 
+CLASSIFIERS = ("classification", "binary", "multi_label")
+
 
 class ModelObject(msgspec.Struct, kw_only=True):
     """OpenAI's model object, and: `status` "served", "published" (not loaded) or "trainable"; `modality`, `task`,
-    `version`, the number of `classes`, the held-out `metrics`, and a `description`."""
+    `version`, the number of `classes`, the held-out `metrics`, a `description`, and of a trainable one the `objectives`
+    that it can learn by, the one first that it learns by when a recipe names none."""
 
     id: str
     created: int = 0
@@ -32,6 +35,7 @@ class ModelObject(msgspec.Struct, kw_only=True):
     classes: int | None = None
     metrics: dict[str, float] = {}
     description: str = ""
+    objectives: list[str] = []
     object: str = "model"
 
 
@@ -54,7 +58,7 @@ def published(manifest: Manifest, status: str) -> ModelObject:
         modality=type(manifest.input).__struct_config__.tag,  # type: ignore[arg-type]
         task=manifest.task,
         version=manifest.version,
-        classes=len(manifest.labels) or None,
+        classes=len(manifest.labels) if manifest.task in CLASSIFIERS else None,
         metrics=manifest.metrics,
         description=f"{manifest.model['architecture']}, from {manifest.lineage.base_model}",
     )
@@ -72,7 +76,13 @@ def listing(settings: Settings) -> list[ModelObject]:
 
 def trainables(settings: Settings) -> list[ModelObject]:
     return [
-        ModelObject(id=one.name, status="trainable", modality=one.modality, description=one.description)
+        ModelObject(
+            id=one.name,
+            status="trainable",
+            modality=one.modality,
+            description=one.description,
+            objectives=list(one.objectives),
+        )
         for one in trainable(settings.backbones)
     ]
 

@@ -15,7 +15,7 @@ from litestar.types import Receive, Scope, Send
 from export.processing.images import encode_png
 from export.processing.inputs import ImageInput
 from server.exchange import Exchange, Usage, encoder, handle
-from server.head_answer import HeadAnswer, Range, head_answer, interval, values
+from server.head_answer import HeadAnswer, Range, head_answer, interval, sure, values
 from server.routes.classify import DEFAULT_THRESHOLD, DEFAULT_TOP_K, Threshold, check_top_k
 from server.rows import on_thread, read_request
 from server.runtime.model import Model
@@ -36,12 +36,13 @@ class Predicted(msgspec.Struct, omit_defaults=True, kw_only=True):
     Of a regression `values` by the names of the targets, and `interval` where it is known; of a model with several
     `heads` the answer of each; of an autoencoder the `reconstruction`, a vector or a PNG as a data URL, its `error`, by
     which what is unlike the training data is known (the model card has the errors of held-out items), and the code, as
-    it is, in `embedding`.
+    it is, in `embedding`. `uncertainty`: the deviation of the values that the networks of an ensemble answer.
     """
 
     index: int
     values: dict[str, float] | None = None
     interval: dict[str, Range] | None = None
+    uncertainty: dict[str, float] | None = None
     heads: dict[str, HeadAnswer] | None = None
     reconstruction: list[float] | str | None = None
     error: float | None = None
@@ -82,7 +83,13 @@ def predicted(model: Model, index: int, row: Any, request: PredictRequest) -> Pr
     """row: one of the answer "predict" (`server.runtime.answers`)."""
     manifest = model.manifest
     if manifest.task == "regression":
-        return Predicted(index=index, values=values(manifest.labels, row), interval=interval(manifest.labels, row))
+        found, apart = sure(row)
+        return Predicted(
+            index=index,
+            values=values(manifest.labels, found),
+            interval=interval(manifest.labels, found),
+            uncertainty=None if apart is None else dict(zip(manifest.labels, apart.tolist(), strict=True)),
+        )
     heads = {
         name: head_answer(head.task, head.labels, row[name], request.top_k, request.threshold)
         for name, head in manifest.heads.items()

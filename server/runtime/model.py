@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ import numpy as np
 
 from export import bundle
 from export.bundle import Manifest
-from export.processing.inputs import ImageInput, SeriesInput, TextInput, VectorInput
+from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
 from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
-from server.runtime.answers import Answer, Rows, answers
+from server.runtime.answers import Answer, Rows, answers, generator
 from server.runtime.batcher import Batcher, Run
 from server.runtime.session import Session
 from server.runtime.writer import TASKS as WRITING
@@ -33,12 +33,14 @@ LONG_SERIES = 4096
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a thread has prepared, before the event loop puts a queue in front of it."""
+    """What a thread has prepared, before the event loop puts a queue in front of it. images: the session of the graph
+    that makes images, where that is another than model.onnx."""
 
     manifest: Manifest
     session: Session
     texts: TextProcessor | None
     writer: Writer | None
+    images: Session | None
     inline: bool
     seconds: float
 
@@ -59,12 +61,17 @@ def load(folder: Path, settings: Settings) -> Loaded:
             raise bundle.DamagedBundle(f"{folder}: task {manifest.task}, and an input that is no text")
         written = writer(folder, manifest, session, texts, settings)
         written.warm_up()
-        return Loaded(manifest, session, texts, written, False, time.perf_counter() - start)
+        return Loaded(manifest, session, texts, written, None, False, time.perf_counter() - start)
     outputs = [output.name for output in manifest.outputs]
     session.run(_blank(manifest, 1), outputs)
     inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
     inline = inline and _seconds(session, manifest, manifest.batching.max_batch_size, outputs) < INLINE_SECONDS
-    return Loaded(manifest, session, texts, None, inline, time.perf_counter() - start)
+    images = None
+    if (made := generator(manifest)) is not None and made.graph != "model":
+        path = folder / f"{made.graph}.onnx"
+        images = Session(path, settings.providers, settings.parallel_runs, settings.intra_op_threads)
+        images.run({"latent": np.zeros((1, made.latent), np.float32)}, ["image"])
+    return Loaded(manifest, session, texts, None, images, inline, time.perf_counter() - start)
 
 
 def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
@@ -88,27 +95,50 @@ class Model:
         self.texts = loaded.texts
         self.writer = loaded.writer
         self.inline = loaded.inline
+        self.generator = generator(loaded.manifest)
         labels = (self.name, str(self.version))
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.request_seconds = metrics.latency.labels(*labels)
         known = answers(loaded.manifest)
-        self.answers = {"complete"} if loaded.writer else set(known)
-        self.batcher = Batcher(
+
+        def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
+            return Batcher(
+                run,
+                max_batch_size=loaded.manifest.batching.max_batch_size,
+                max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
+                queue_limit=settings.queue_limit,
+                parallel=parallel,
+                length=length,
+                batches=metrics.batches.labels(*labels),
+                queue_seconds=metrics.stages.labels(*labels, "queue"),
+                inference_seconds=metrics.stages.labels(*labels, "inference"),
+            )
+
+        self.batcher = batcher(
             _writing(loaded.writer) if loaded.writer else _runner(loaded, known),
-            max_batch_size=loaded.manifest.batching.max_batch_size,
-            max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
-            queue_limit=settings.queue_limit,
-            parallel=0 if loaded.inline else loaded.session.parallel,
-            length=len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
-            batches=metrics.batches.labels(*labels),
-            queue_seconds=metrics.stages.labels(*labels, "queue"),
-            inference_seconds=metrics.stages.labels(*labels, "inference"),
+            0 if loaded.inline else loaded.session.parallel,
+            len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
         )
+        # By what is asked for: rows of different graphs cannot run together.
+        self.batchers = dict.fromkeys(["complete"] if loaded.writer else known, self.batcher)
+        if loaded.images is not None:
+            self.batchers["generate"] = batcher(_generating(loaded.images), loaded.images.parallel, None)
+        self.answers = set(self.batchers)
+
+    @property
+    def reads(self) -> DataInput:
+        """How its inputs are read; not of a model that takes noise."""
+        assert not isinstance(self.manifest.input, LatentInput), "such a model answers nothing that has an input"
+        return self.manifest.input
+
+    def waiting(self) -> int:
+        """Rows that wait for a run."""
+        return sum(batcher.depth() for batcher in set(self.batchers.values()))
 
     async def drain(self) -> None:
         """Wait until nothing is queued or running."""
-        while self.batcher.waiting or self.batcher.running:  # noqa: ASYNC110 - once, at shutdown
+        while any(batcher.waiting or batcher.running for batcher in self.batchers.values()):  # noqa: ASYNC110 - once
             await asyncio.sleep(0.01)
 
 
@@ -117,6 +147,15 @@ def _writing(found: Writer) -> Run:
 
     def run(rows: list[Any], wanted: list[str]) -> dict[str, Rows]:
         return {"complete": found.decoder.decode(rows)}
+
+    return run
+
+
+def _generating(session: Session) -> Run:
+    """Latent vectors to images."""
+
+    def run(rows: list[Any], wanted: list[str]) -> dict[str, Rows]:
+        return {"generate": session.run({"latent": np.stack(rows)}, ["image"])[0]}
 
     return run
 
@@ -152,6 +191,8 @@ def _blank(manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
             return {"input_ids": ones, "attention_mask": ones}
         case VectorInput(features=features):
             return {"vector": np.zeros((rows, features), np.float32)}
+        case LatentInput(size=size):
+            return {"latent": np.zeros((rows, size), np.float32)}
         case SeriesInput(channels=channels, max_length=max_length):
             mask = np.ones((rows, min(max_length, LONG_SERIES)), np.int64)
             return {"series": np.zeros((*mask.shape, channels), np.float32), "attention_mask": mask}

@@ -102,7 +102,7 @@ class Repository:
         labels = (name, str(model.version))
         self.metrics.model_info.labels(*labels, model.manifest.task, model.provider).set(1)
         self.metrics.load_seconds.labels(*labels).set(loaded.seconds)
-        self.metrics.queue[labels] = model.batcher.depth
+        self.metrics.queue[labels] = model.waiting
         log.info("serving %s version %d on %s, loaded in %.2f s", name, model.version, model.provider, loaded.seconds)
 
     def _retire(self, model: Model) -> None:

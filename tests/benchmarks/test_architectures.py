@@ -22,10 +22,11 @@ from benchmarks.architectures.claims.skips import running_mean
 from benchmarks.architectures.compare import Compared
 from benchmarks.architectures.document import Machine
 from benchmarks.architectures.held_out import held_out
+from benchmarks.architectures.pictures import Picture
 from benchmarks.architectures.rows import ROWS, recipe
 from benchmarks.architectures.runs import Run, Trained
 from benchmarks.architectures.serving import Latency
-from export.onnx import export_onnx
+from export.onnx import export_onnx, quiet
 from models import registry
 from models.spec import Embedding, ModelSpec
 
@@ -131,7 +132,8 @@ class Attention(nn.Module):
 
 def test_attention_is_counted_and_loops_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "attention.onnx"
-    torch.onnx.export(Attention(), (torch.ones(2, 4, 8),), path, dynamo=True, input_names=["x"], verbose=False)
+    with quiet():
+        torch.onnx.export(Attention().eval(), (torch.ones(2, 4, 8),), path, dynamo=True, input_names=["x"])
     assert counting.count(path, {"x": np.ones((2, 4, 8), np.float32)}) == 2 * (2 * 4 * 4 * 8)
     model = onnx.load(str(path))
     branch = onnx.helper.make_graph([], "branch", [], [])
@@ -150,23 +152,26 @@ def test_a_row_behind_its_baseline_is_said_and_fails() -> None:
     assert compared(better="less", figure=0.8).beats
     assert not compared(figure=0.9).beats, "as good is not better"
     assert not compared(figure=float("nan")).beats
-    text = document.write([ahead, behind], [], {}, MACHINE)
+    text = document.write([ahead, behind], [], [], {}, MACHINE)
     assert "Not every row beats its baseline: rnn" in text
-    assert "Every row beats its baseline" in document.write([ahead], [], {}, MACHINE)
+    assert "Every row beats its baseline" in document.write([ahead], [], [], {}, MACHINE)
 
 
 def test_the_document_says_what_was_measured(tmp_path: Path) -> None:
-    sections = [Section("Deeper is better", False, "It was not.", {"depth.png": b"png"})]
-    text = document.write([compared()], sections, {"vowels": "install sktime"}, MACHINE)
+    sections = [Section("Deeper is better", False, "It was not.", (Picture("depth.png", "By depth", b"png"),))]
+    text = document.write(
+        [compared()], sections, [Picture("vae.png", "Digits", b"")], {"vowels": "install sktime"}, MACHINE
+    )
     assert "1,234,567 | 4.56 M | 12 | accuracy | **0.950** | 0.900 | logistic regression | 1e-06 | 0.5 |" in text
     assert "Not as claimed: Deeper is better" in text
-    assert "### Deeper is better: not here\n\nIt was not." in text
+    assert "### Deeper is better: not here\n\nIt was not.\n\n![By depth](architectures/depth.png)" in text
+    assert "![Digits](architectures/vae.png)" in text
     assert "- vowels: install sktime" in text
     assert "2 CPU cores" in text
     assert "31 minutes" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1, "every line has every column"
-    publish(tmp_path / "docs" / "architectures.md", text, sections)
+    publish(tmp_path / "docs" / "architectures.md", text, sections[0].pictures)
     assert (tmp_path / "docs" / "architectures.md").read_text() == text
     assert (tmp_path / "docs" / "architectures" / "depth.png").read_bytes() == b"png"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from finetune.objectives.cross_entropy import CrossEntropy
 from finetune.objectives.objective import Objective
 from finetune.preprocess import Items
 from finetune.recipe import Recipe
+from finetune.terms import Term
 from models import registry
 from models.network import Headed, Network, Normalize, Trunk
 from models.spec import Classification, ModelSpec
@@ -142,6 +144,7 @@ def fit(
     chosen: Chosen,
     seed: int = 0,
     objective: Objective | None = None,
+    terms: Sequence[Term] = (),
     held_out: int = 50,
     run: str = "run",
     **recipe: Any,
@@ -160,6 +163,7 @@ def fit(
         run=run,
         folder=folder,
         reporter=reporter or Recorder(),
+        terms=terms,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from demo.datasets import catalogue
+from export.processing.inputs import TextInput
 from export.reports.language_model import PLACES, evaluation
 from finetune import trainer
 from finetune.automatic import Chosen
 from finetune.checkpoint import load as load_checkpoint
+from finetune.data.datasets import open_dataset
+from finetune.data.wanted import NOTHING
 from finetune.evaluate import evaluate, figures
 from finetune.objectives.masked_tokens import MaskedTokens
 from finetune.objectives.next_token import NextToken
 from finetune.objectives.token_prediction import TokenPrediction
-from finetune.preprocess import Items
-from finetune.recipe import Recipe, Transfer
+from finetune.preprocess import Items, prepare
+from finetune.recipe import Augmentation, Data, Recipe, Transfer
 from finetune.run_request import Cancelled
 from finetune.vocabulary import BOS, EOS, MASK, PAD, SPECIAL, token_sizes, tokens_of, train_tokenizer
 from models import registry
@@ -89,12 +93,36 @@ def test_every_token_but_the_first_is_asked_for_at_the_place_before_it() -> None
     assert objective.loss(found, targets).item() == pytest.approx(7 * math.log(VOCABULARY), rel=1e-6)
 
 
-def test_the_end_of_a_text_that_was_cut_is_not_learned() -> None:
-    inputs, _ = batch_of(rows([6]))
-    cut = inputs[0][:, :6].clone()
-    cut[0, 5] = 17  # what stood there before the text was cut, and its end put in
-    found = objective_of(NextToken).outputs(Asked(), inputs, cut, 0)
-    assert found["wanted"].tolist()[-1] == 17
+def test_a_long_text_is_read_in_parts_that_ask_for_each_token_once(tmp_path: Path) -> None:
+    texts = ["short", "a text that is longer than what is read at once", "x"]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    dataset = open_dataset(path, path.name, Data(), NOTHING)
+    tokenizer = train_tokenizer([], 300)
+    spec = TextInput(max_length=12, bos_token_id=BOS, eos_token_id=EOS)
+    items = prepare(dataset, spec, tokenizer, tmp_path, lambda done, total: None)
+    whole = [Tokenizer.from_str(tokenizer.decode()).encode(text).ids for text in texts]
+    assert items.owners is not None
+    assert items.owners.tolist() == [0, 1, 1, 1, 1, 1, 2]
+    for row, ids in enumerate(whole):
+        parts = items.select(np.array([row]))
+        found = [token for target in parts.targets for token in target[1:]]
+        assert found == ids[1:]
+        batch = parts.batch(np.arange(len(parts)))
+        assert batch["input_ids"].shape[1] <= 12
+        asked = Asked()
+        inputs, targets = batch_of(parts.targets)
+        assert objective_of(NextToken).outputs(asked, inputs, targets, 0)["wanted"].tolist() == ids[1:]
+    both = items.select(np.array([0, 1]))
+    assert len(both) == 6
+    assert len(both.select(np.array([1]))) == 5, "by the items of the data set, still"
+
+
+def test_two_tokens_alone_break_nothing() -> None:
+    inputs, targets = batch_of(np.array([[7, 8], [9, EOS]]))
+    objective = objective_of(MaskedTokens)
+    found = objective.outputs(Asked(), inputs, targets, None)
+    assert objective.kept(found, targets)["tokens"].sum() == objective.weight(targets) == 2
 
 
 def test_masks_are_those_of_the_paper() -> None:
@@ -253,6 +281,13 @@ def test_a_resumed_run_is_the_same_in_every_bit_and_norms_are_known_by_block(
     blocks = {"tokens", "layer0", "layer1"} | ({"head"} if kind is MaskedTokens else set())
     assert set(result.gradient_norms[0].norms) == blocks
     assert all(norm > 0 for norm in result.gradient_norms[0].norms.values())
+
+
+@pytest.mark.parametrize("kind", [NextToken, MaskedTokens])
+def test_other_precisions_and_words_that_are_left_out(kind: type[TokenPrediction], tmp_path: Path) -> None:
+    augmentation = Augmentation(word_dropout=0.2)
+    _, result = trained(kind, tmp_path, Recorder(), precision="bfloat16", augmentation=augmentation)
+    assert result.best_metrics["loss"] < math.log(VOCABULARY) + 1
 
 
 def test_layers_are_frozen_one_by_one(tmp_path: Path) -> None:

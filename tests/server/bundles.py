@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from export.bundle import Head, Interval, Lineage, Manifest, Parity, TensorSpec
-from export.processing.inputs import ImageInput, InputSpec, SeriesInput, TextInput, VectorInput
+from export.bundle import GraphSpec, Head, Interval, Lineage, Manifest, Parity, TensorSpec
+from export.processing.inputs import ImageInput, InputSpec, LatentInput, SeriesInput, TextInput, VectorInput
 from export.publish import publish, staging
 
 WIDTH = 4
@@ -125,14 +125,14 @@ def publish_greys(repository: Path, name: str = "greys", size: int = 8) -> Manif
 
 
 def publish_head(
-    repository: Path, name: str, task: str, outputs: dict[str, list[list[float]]], **fields: Any
+    repository: Path, name: str, task: str, outputs: dict[str, list[list[float]] | list[float]], **fields: Any
 ) -> Manifest:
-    """A model of vectors of two numbers: each output is the vector times a matrix; the embedding is the vector."""
+    """A model of two numbers: each output is they times a matrix, or times a vector; the embedding is they."""
     nodes = [helper.make_node("MatMul", ["vector", f"{output}_matrix"], [output]) for output in outputs]
     nodes.append(helper.make_node("Identity", ["vector"], ["embedding"]))
     inputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
-    widths = {**{output: len(matrix[0]) for output, matrix in outputs.items()}, "embedding": 2}
-    given = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["batch", width]) for one, width in widths.items()]
+    shapes = {**{output: np.shape(matrix)[1:] for output, matrix in outputs.items()}, "embedding": (2,)}
+    given = [helper.make_tensor_value_info(one, TensorProto.FLOAT, ["batch", *rest]) for one, rest in shapes.items()]
     weights = [
         numpy_helper.from_array(np.array(matrix, np.float32), f"{output}_matrix") for output, matrix in outputs.items()
     ]
@@ -209,6 +209,50 @@ def publish_texts(repository: Path, name: str = "days", max_length: int = 16) ->
     return _publish(repository, name, spec, inputs, nodes, matrix, ["good", "bad"], constants, files)
 
 
+def publish_generator(repository: Path, name: str = "shades-of-grey", *, beside: bool = False) -> Manifest:
+    """Images of 6 x 4 pixels from 3 numbers: red, green and blue are 128 + 32 times one of them each, everywhere.
+
+    beside: whether the graph stands beside another that reads vectors, as in a variational autoencoder.
+    """
+    matrix = 32.0 * np.tile(np.eye(3, dtype=np.float32), 24)
+    nodes = [
+        helper.make_node("MatMul", ["latent", "matrix"], ["centred"]),
+        helper.make_node("Add", ["centred", "middle"], ["numbers"]),
+        helper.make_node("Round", ["numbers"], ["whole"]),
+        helper.make_node("Clip", ["whole", "least", "most"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], ["flat"], to=TensorProto.UINT8),
+        helper.make_node("Reshape", ["flat", "shape"], ["image"]),
+    ]
+    constants = [
+        numpy_helper.from_array(matrix, "matrix"),
+        *(
+            numpy_helper.from_array(np.float32(value), named)
+            for named, value in (("middle", 128), ("least", 0), ("most", 255))
+        ),
+        numpy_helper.from_array(np.array([-1, 4, 6, 3]), "shape"),
+    ]
+    inputs = [helper.make_tensor_value_info("latent", TensorProto.FLOAT, ["batch", 3])]
+    outputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 4, 6, 3])]
+    graph = helper.make_graph(nodes, name, inputs, outputs, constants)
+    if not beside:
+        spec = LatentInput(size=3, images=ImageInput(height=4, width=6))
+        return _write(repository, name, spec, graph, task="generation")
+    vectors = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
+    nodes = [helper.make_node("MatMul", ["vector", "weights"], ["embedding"])]
+    codes = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", WIDTH])]
+    weights = [numpy_helper.from_array(np.ones((2, WIDTH), np.float32), "weights")]
+    described = GraphSpec(inputs=[_tensor(value) for value in inputs], outputs=[_tensor(value) for value in outputs])
+    return _write(
+        repository,
+        name,
+        VectorInput(features=2),
+        helper.make_graph(nodes, name, vectors, codes, weights),
+        {"generator.onnx": _model(graph)},
+        task="embedding",
+        graphs={"generator": described},
+    )
+
+
 def _publish(
     repository: Path,
     name: str,
@@ -245,10 +289,8 @@ def _write(
     files: dict[str, bytes] | None = None,
     **fields: Any,
 ) -> Manifest:
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
     with staging(repository) as folder:
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        (folder / "model.onnx").write_bytes(_model(graph))
         for file, content in (files or {}).items():
             (folder / file).write_bytes(content)
         draft = Manifest(
@@ -266,6 +308,13 @@ def _write(
             **fields,
         )
         return publish(folder, repository, draft)
+
+
+def _model(graph: onnx.GraphProto) -> bytes:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    found: bytes = model.SerializeToString()
+    return found
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorSpec:

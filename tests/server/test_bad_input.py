@@ -16,7 +16,15 @@ import httpx
 import pytest
 
 from server.settings import Settings
-from tests.server.bundles import publish_images, publish_moods, publish_sums, publish_texts, publish_vectors
+from tests.server.bundles import (
+    publish_greys,
+    publish_halves,
+    publish_images,
+    publish_moods,
+    publish_sums,
+    publish_texts,
+    publish_vectors,
+)
 from tests.server.conftest import SENTIMENTS, VECTORS, Live, message_of, running
 from tests.server.test_files import digits_zip
 
@@ -35,6 +43,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     )
     for publish in (publish_vectors, publish_images, publish_texts, publish_moods, publish_sums):
         publish(settings.repository)
+    publish_greys(settings.repository)
+    publish_halves(settings.repository)
     with running(settings) as server:
         yield server
 
@@ -202,6 +212,10 @@ BODIES = [
     ("/v1/predict?model=sums", "application/octet-stream", struct.pack("<2f", 1, float("nan")), 400, "is nan"),
     ("/v1/predict?model=sums", "application/octet-stream", bytes(7), 400, "8 bytes"),
     ("/v1/predict", "image/png", b"x", 400, "?model="),
+    ("/v1/predict", JSON, b'{"model": "halves", "input": [1, 2, 3]}', 400, "takes 2"),
+    ("/v1/predict", JSON, b'{"model": "greys", "input": [1, 2]}', 400, "a string"),
+    ("/v1/predict?model=greys", "image/png", b"x", 400, "not an image"),
+    ("/v1/classify?model=greys", "image/png", b"x", 400, "/v1/predict"),
     ("/v1/predict", "multipart/form-data; boundary=b", b"x", 400, "multipart"),
     ("/v1/embeddings", JSON, b'{"model": "days", "input": "a", "encoding_format": "hex"}', 400, "hex"),
     ("/v1/embeddings", JSON, b'{"model": "days", "input": "a", "dimensions": 7}', 400, "dimensions"),

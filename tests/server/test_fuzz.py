@@ -11,6 +11,7 @@ import pytest
 
 from server.settings import Settings
 from tests.server.bundles import (
+    publish_generator,
     publish_greys,
     publish_halves,
     publish_heads,
@@ -32,6 +33,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     publish_vectors(settings.repository)
     publish_images(settings.repository)
     publish_texts(settings.repository)
+    publish_generator(settings.repository)
     publish_moods(settings.repository)
     publish_sums(settings.repository)
     publish_heads(settings.repository)

@@ -42,7 +42,7 @@ def test_a_job_is_answered_as_openai_has_it(live: Live) -> None:
     assert (job["model"], job["seed"], job["metadata"]) == ("mlp", 3, {"team": "blue"})
     assert job["hyperparameters"]["n_epochs"] == 2
     assert job["method"]["supervised"]["hyperparameters"] == job["hyperparameters"]
-    assert job["recipe"]["optimizer"]["type"] == "adamw"
+    assert job["recipe"]["optimizer"] == "auto"
     assert job["fine_tuned_model"] is None
     assert live.client.get(f"{JOBS}/{job['id']}").json() == job
 
@@ -208,6 +208,13 @@ def test_an_open_stream_does_not_hold_up_the_shutdown(start: Start) -> None:
         ({"data": {"label_column": "kind"}}, 400, "training_file", "'kind'"),
         ({"objective": {"type": "cross_entropy", "class_weights": {"aside": 2.0}}}, 400, None, "'aside'"),
         ({"objective": {"type": "translation"}}, 400, "objective", "mlp cannot learn by translation"),
+        ({"objective": {"type": "squared_error"}}, 400, "training_file", "'label' holds no numbers"),
+        ({"objective": {"type": "squared_error"}, "data": {"target_columns": ["z"]}}, 400, "training_file", "'z'"),
+        ({"objective": {"type": "multi_task", "heads": {}}}, 400, "objective.heads", "length"),
+        ({"objective": {"type": "multi_task", "heads": {"side": {}}}}, 400, "training_file", "'side'"),
+        ({"stopping": {"metric": "rmse"}}, 400, "stopping.metric", "it measures loss, accuracy, macro_f1"),
+        ({"terms": [{"type": "coral", "file": "file-none"}]}, 404, "terms", "file-none"),
+        ({"terms": [{"type": "features", "norm": 3}]}, 400, "terms[0].norm", "3"),
         ({"integrations": [{"type": "wandb"}]}, 400, "integrations", "leave it out"),
         ({"hyperparameters": {}, "method": {"type": "supervised"}}, 400, "hyperparameters", "not in both"),
     ],
@@ -245,3 +252,38 @@ def test_a_validation_file_of_another_kind(live: Live) -> None:
         "validation_file": live.file_id("days.csv", SENTIMENTS),
     }
     assert "validation_file: holds text" in message_of(live.client.post(JOBS, json=recipe), 400)
+
+
+def test_one_unit_tells_two_classes_apart_and_no_more(live: Live) -> None:
+    rows = "".join(f"{i},{i * i},{'abc'[i % 3]}\n" for i in range(30))
+    recipe = {"model": "mlp", "training_file": live.file_id("three.csv", f"x,y,label\n{rows}".encode())}
+    response = live.client.post(JOBS, json={**recipe, "objective": {"type": "binary_cross_entropy"}})
+    assert "has 3: a, b, c; take cross_entropy" in message_of(response, 400)
+    assert response.json()["error"]["param"] == "objective"
+    heads = {"label": {"objective": {"type": "binary_cross_entropy"}}}
+    response = live.client.post(JOBS, json={**recipe, "objective": {"type": "multi_task", "heads": heads}})
+    assert response.json()["error"]["param"] == "objective.heads.label"
+
+
+def test_a_domain_to_adapt_to_is_like_the_training_data_and_is_kept(live: Live) -> None:
+    training = live.file_id("points.csv", VECTORS)
+
+    def submitted(filename: str, content: bytes, **more: Any) -> tuple[str, httpx.Response]:
+        file_id = live.file_id(filename, content)
+        terms = [{"type": "coral", "file": file_id}]
+        return file_id, live.client.post(JOBS, json={"model": "mlp", "training_file": training, "terms": terms, **more})
+
+    assert "no numbers in a column 'x'" in message_of(submitted("days.csv", SENTIMENTS)[1], 400)
+    assert "no numbers in a column 'y'" in message_of(submitted("x.csv", b"x\n1\n2\n")[1], 400)
+    other = b"y,x\n" + b"".join(b"%d,%d\n" % (i, 2 * i) for i in range(20))
+    file_id, response = submitted("others.csv", other)
+    assert response.status_code == 200, response.text
+    assert "is needed by job" in message_of(live.client.delete(f"/v1/files/{file_id}"), 409)
+    live.client.post(f"{JOBS}/{response.json()['id']}/cancel")
+    assert live.client.delete(f"/v1/files/{file_id}").status_code == 200
+
+
+def test_confidence_is_no_term_of_numbers(live: Live) -> None:
+    recipe = {"model": "mlp", "training_file": live.file_id("points.csv", VECTORS), "data": {"label_column": "y"}}
+    recipe |= {"objective": {"type": "squared_error"}, "terms": [{"type": "confidence"}]}
+    assert "answers of classes or labels" in message_of(live.client.post(JOBS, json=recipe), 400)

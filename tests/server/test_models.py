@@ -21,9 +21,22 @@ def test_backbones_and_architectures_can_be_fine_tuned(live: Live) -> None:
         "minilm-l6-v2": ("trainable", "text"),
         **dict.fromkeys(("efficientnet_lite0", *SMALL), ("trainable", "image")),
         "mlp": ("trainable", "vector"),
+        "gan": ("trainable", "image"),
         **dict.fromkeys(("rnn", "lstm", "gru", "convnet1d"), ("trainable", "series, text")),
-        **dict.fromkeys(("transformer", "transformer_encoder", "transformer_decoder"), ("trainable", "text")),
+        **dict.fromkeys(("autoencoder", "vae"), ("trainable", "image, vector")),
+        **dict.fromkeys(
+            ("seq2seq", "transformer", "transformer_encoder", "transformer_decoder"), ("trainable", "text")
+        ),
     }
+
+
+def test_what_can_be_fine_tuned_says_what_it_can_learn(live: Live) -> None:
+    models = by_id(live)
+    mlp = models["mlp"]["objectives"]
+    assert isinstance(mlp, list)
+    assert mlp[0] == "cross_entropy"
+    assert {"binary_cross_entropy", "multi_label", "squared_error", "gaussian", "multi_task"} <= set(mlp)
+    assert "cross_entropy" in models["minilm-l6-v2"]["objectives"]  # type: ignore[operator]
 
 
 def test_the_operators_backbones_are_listed(start: Start) -> None:

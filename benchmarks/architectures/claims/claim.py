@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from benchmarks.architectures.pictures import Picture
 from benchmarks.architectures.runs import CURVE, Run, Trained
 from finetune.checkpoint import GradientNorms
 
 
 @dataclass(frozen=True)
 class Section:
-    """title: the claim. holds: whether it came out so. text: Markdown of what was measured. pictures: PNG by file
-    name."""
+    """title: the claim. holds: whether it came out so. text: Markdown of what was measured."""
 
     title: str
     holds: bool
     text: str
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
 
 
 class Curve(msgspec.Struct, frozen=True):

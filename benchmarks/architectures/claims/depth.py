@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from benchmarks.architectures.claims.claim import Claim, Finished, Section
-from benchmarks.architectures.pictures import panels, png, table
+from benchmarks.architectures.pictures import Picture, panels, png, table
 from benchmarks.architectures.rows import recipe
 from benchmarks.architectures.runs import Run
 from finetune.recipe import Data, Recipe
@@ -92,10 +92,10 @@ depth differs.
 
 {table(("networks", "depth", "accuracy", "deviation"), rows)}
 
-![Accuracy by depth](architectures/depth.png)
-
 {"; ".join(verdicts)}."""
-    return Section("Accuracy grows with depth", all(grown), text, {"depth.png": png(figure)})
+    return Section(
+        "Accuracy grows with depth", all(grown), text, (Picture("depth.png", "Accuracy by depth", png(figure)),)
+    )
 
 
 CLAIM = Claim("depth", measure, tuple(run for family in FAMILIES for run in family.runs()))

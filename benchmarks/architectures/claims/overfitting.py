@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.architectures import data, runs
 from benchmarks.architectures.claims.claim import Claim, Finished, Section
 from benchmarks.architectures.held_out import Part, held_out
-from benchmarks.architectures.pictures import panels, png, table
+from benchmarks.architectures.pictures import Picture, panels, png, table
 from benchmarks.architectures.rows import recipe
 from benchmarks.architectures.runs import Run
 from finetune.recipe import Data, Schedule, Stopping
@@ -72,12 +72,10 @@ with the weights of that epoch.
 
 {table(header, rows)}
 
-![Early stopping and dropout](architectures/early_stopping.png)
-
 The curves show the training loss as it is while training, which dropout raises."""
     holds = all(gaps[words] < gaps["neither"] for words in gaps if words != "neither")
     title = "Dropout and early stopping narrow the gap between training and validation"
-    return Section(title, holds, text, {"early_stopping.png": png(figure)})
+    return Section(title, holds, text, (Picture("early_stopping.png", "Early stopping and dropout", png(figure)),))
 
 
 def loss(network: Network, part: Part) -> float:

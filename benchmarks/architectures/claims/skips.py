@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.architectures.claims.claim import Claim, Finished, Section
-from benchmarks.architectures.pictures import panels, png, table
+from benchmarks.architectures.pictures import Picture, panels, png, table
 from benchmarks.architectures.rows import recipe
 from benchmarks.architectures.runs import Run
 
@@ -67,13 +67,16 @@ same seed.
 
 {table(header, rows)}
 
-![Deep plain and residual networks](architectures/skips.png)
-
 Going from {shallow} to {deep} layers changes the training loss at the end by {cost:+.3f} without skips and by \
 {gain:+.3f} with them.
 At {deep} layers it is {last[f"plain-{deep}"]:.3f} without and {last[f"residual-{deep}"]:.3f} with them."""
     holds = last[f"residual-{deep}"] < last[f"plain-{deep}"] and gain < cost
-    return Section("Skip connections let a deep network train", holds, text, {"skips.png": png(figure)})
+    return Section(
+        "Skip connections let a deep network train",
+        holds,
+        text,
+        (Picture("skips.png", "Deep plain and residual networks", png(figure)),),
+    )
 
 
 NORMS = ("first layer's gradient, first quarter", "last quarter")

@@ -12,7 +12,7 @@ import pytest
 from finetune import recipe
 from finetune.data.datasets import Dataset, open_dataset
 from finetune.data.problems import BadFile
-from finetune.data.validation import inspect, usable
+from finetune.data.validation import inspect, kind_of, usable
 from finetune.data.wanted import wanted_of
 from finetune.recipe import Data, Head
 from finetune.task import task_of
@@ -142,12 +142,31 @@ def test_images_have_numbers_in_a_table_beside_them(tmp_path: Path) -> None:
     [
         (recipe.SquaredError(), Data(label_column="price"), "no column 'price'"),
         (recipe.SquaredError(), Data(target_columns=("x", "weight")), "no column 'weight'"),
+        (recipe.SquaredError(), Data(label_column="kind"), "'kind' holds no numbers"),
         (recipe.MultiTask(heads={"age": Head()}), Data(), "no column 'age'"),
+        (recipe.MultiTask(heads={"only": Head()}), Data(), "only one class"),
     ],
 )
 def test_what_cannot_be_learned_is_known_from_the_report(
     tmp_path: Path, objective: Any, data: Data, words: str
 ) -> None:
-    rows = "".join(f"{i},{i / 7},{'abc'[i % 3]},same\n" for i in range(30))
+    rows = "".join(f"{i},{i / 7},{'abc'[i % 3]},7\n" for i in range(30))
     report = inspect(written(tmp_path / "x.csv", "x,y,kind,only\n" + rows), "x.csv")
     assert words in "; ".join(usable(report, data, wanted_of(objective, data)))
+
+
+def test_an_upload_with_lists_for_labels_is_described_by_its_labels(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": ["a", "b"][: i % 3]} for i in range(9)]
+    path = jsonl(tmp_path / "x.jsonl", rows)
+    report = inspect(path, path.name)
+    assert (report.kind, report.items, report.classes) == ("text", 9, {"a": 6, "b": 3})
+    assert usable(report, Data(), wanted_of(recipe.MultiLabel(), Data())) == []
+    assert "is no label of classes" in usable(report, Data())[0]
+
+
+def test_the_kind_of_a_table_is_known_from_what_is_learned_of_it(tmp_path: Path) -> None:
+    rows = "".join(f"{i},{i / 7},{'abc'[i % 3]},{'de'[i % 2]}\n" for i in range(30))
+    report = inspect(written(tmp_path / "x.csv", "x,y,kind,side\n" + rows), "x.csv")
+    both = recipe.MultiTask(heads={"kind": Head(), "side": Head()})
+    assert kind_of(report, Data(), wanted_of(both, Data())) == "table"
+    assert kind_of(report, Data(), wanted_of(recipe.SquaredError(), Data(label_column="y"))) == report.kind == "text"

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from finetune.jobs import schema, store
 from finetune.jobs.states import IllegalTransition, State
 from finetune.jobs.store import FileInUse, JobError, JobStore, LeaseLost, NotThere, Published, opened
-from finetune.recipe import Recipe
+from finetune.recipe import Coral, Recipe
 
 
 @pytest.fixture
@@ -134,6 +134,19 @@ def test_cancelling(jobs: JobStore) -> None:
     assert jobs.get_job(waiting).state is State.CANCELLED
     with pytest.raises(IllegalTransition, match="already"):
         jobs.request_cancel(waiting)
+
+
+def test_the_file_of_a_domain_to_adapt_to_is_kept_as_well(jobs: JobStore) -> None:
+    for file_id in ("file-ink", "file-pencil"):
+        jobs.add_file(id=file_id, filename="a.csv", purpose="fine-tune", bytes=1, sha256="", report="{}")
+    recipe = Recipe(model="mlp", training_file="file-ink", terms=(Coral(file="file-pencil"),))
+    job_id = jobs.create_job(recipe, "digits").id
+    with pytest.raises(FileInUse, match=job_id):
+        jobs.delete_file("file-pencil")
+    jobs.request_cancel(job_id)
+    jobs.delete_file("file-pencil")
+    with pytest.raises(NotThere, match="file-pencil"):
+        jobs.create_job(recipe, "digits")
 
 
 def test_a_file_is_kept_while_a_job_needs_it(jobs: JobStore) -> None:
