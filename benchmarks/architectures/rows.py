@@ -404,9 +404,10 @@ ROWS: tuple[Row, ...] = (
         run=MASKED,
         task="hidden tokens, without labels",
         data=LANGUAGES,
-        metric="token_accuracy",
-        baseline="the most frequent token",
-        measure=Figure("unigram_accuracy"),
+        metric="perplexity",
+        better="less",
+        baseline="unigram",
+        measure=Figure("unigram_perplexity"),
     ),
     Row(
         title="transformer_encoder, few labels",
