@@ -57,7 +57,13 @@ def compare(
         return figures[same]
 
     found: list[Compared] = []
-    with tempfile.TemporaryDirectory() as home, server(Path(home), runs.repository(folder)) as (pid, port):
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        server(Path(temporary), served(done, folder, Path(temporary))) as (
+            pid,
+            port,
+        ),
+    ):
         for row in track(done, "baselines, and requests over HTTP", console=console):
             one = trained[row.run.name]
             items = held_out(data.prepared(row.run.file, runs.files(folder)), row.run.recipe)
@@ -84,6 +90,15 @@ def compare(
                 )
             )
     return found
+
+
+def served(rows: Sequence[Row], folder: Path, home: Path) -> Path:
+    """A repository of the rows alone, without the runs of the claims."""
+    repository = home / "repository"
+    repository.mkdir()
+    for row in rows:
+        (repository / row.run.name).symlink_to((runs.repository(folder) / row.run.name).resolve())
+    return repository
 
 
 def content(items: HeldOut) -> Any:
