@@ -131,14 +131,13 @@ def choose(
     rate = given.learning_rate
     if rate == "auto":
         optimizer: Literal["adamw", "sgd"] = "sgd" if isinstance(recipe.optimizer, Sgd) else "adamw"
-        head_only = recipe.transfer.freeze == "all" and recipe.transfer.unfreeze_epoch is None
         multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
         rate = multiplier * learning_rate(
             modality,
             optimizer,
             step_items=step_items,
             beginning=beginning,
-            head_only=head_only,
+            head_only=recipe.transfer.head_only,
             adversarial=adversarial,
             scratch=SEQ2SEQ_RATE if architecture == "seq2seq" else SCRATCH_RATE,
         )

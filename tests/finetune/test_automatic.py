@@ -89,6 +89,8 @@ def test_accumulation_optimizer_and_freezing_enter_the_automatic_rate() -> None:
     assert rate(gradient_accumulation=4) == pytest.approx(2 * rate())
     assert rate(optimizer=Sgd()) == pytest.approx(20 * rate())
     assert rate(transfer=Transfer(freeze="all")) == pytest.approx(5e-3)
+    assert rate(transfer=Transfer(train_last=0)) == pytest.approx(5e-3)
+    assert rate(transfer=Transfer(train_last=1)) == pytest.approx(5e-4)
     assert rate(transfer=Transfer(freeze="all", unfreeze_epoch=1)) == pytest.approx(5e-4)
 
 
