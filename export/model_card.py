@@ -102,10 +102,7 @@ def _use(manifest: Manifest) -> str:
             call = _json_call(path, manifest.name, '"some text"')
         case LatentInput(size=size, images=images):
             words = f"Images of {images.width} x {images.height} pixels are made from {size} standard normal numbers."
-            call = (
-                "curl http://127.0.0.1:8000/v1/images/generations -H 'content-type: application/json' "
-                f'-d \'{{"model": "{manifest.name}", "n": 4, "seed": 1}}\''
-            )
+            call = _generation_call(manifest.name)
         case SeriesInput(channels=channels, max_length=max_length):
             words = f"Series of at most {max_length:,} steps, {channels} number{'s' * (channels > 1)} each."
             call = _json_call(path, manifest.name, "[0.0, ...]" if channels == 1 else "[[0.0, ...], ...]")
@@ -114,7 +111,22 @@ def _use(manifest: Manifest) -> str:
                 f"Vectors of {manifest.input.features} numbers: {', '.join(manifest.input.names[:20]) or 'unnamed'}."
             )
             call = _json_call(path, manifest.name, "[0.0, ...]")
+    if manifest.task == "reconstruction":
+        call += (
+            "\n\nThe answer is the `reconstruction`, the `error` that it misses the input by, which is large for what "
+            "is unlike the training data, and the code, `embedding`."
+        )
+        if "generator" in manifest.graphs and isinstance(manifest.input, ImageInput):
+            made = _generation_call(manifest.name)
+            call += f" New images are made of standard normal codes, or of given ones:\n\n    {made}"
     return f"{words}\n\n    {call}"
+
+
+def _generation_call(name: str) -> str:
+    return (
+        "curl http://127.0.0.1:8000/v1/images/generations -H 'content-type: application/json' "
+        f'-d \'{{"model": "{name}", "n": 4, "seed": 1}}\''
+    )
 
 
 def _json_call(path: str, name: str, sample: str, field: str = "input") -> str:

@@ -19,6 +19,7 @@ from finetune.recipe import (
     ConfidencePenalty,
     Coral,
     CrossEntropy,
+    FeaturePenalty,
     Joined,
     KlDivergence,
     McDropout,
@@ -46,6 +47,10 @@ KIND_OF: dict[Modality, Kind] = {"image": "images", "text": "text", "vector": "t
 SCRATCH = {
     name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", "text_encoder", *COMPOSED)
 }
+
+
+# Tasks that are answered token by token.
+TOKEN_BY_TOKEN = {"translation", "language_model", "masked_language_model"}
 
 
 class Refused(ValueError):
@@ -269,6 +274,8 @@ def misfit(
     for term in recipe.terms:
         if isinstance(term, ConfidencePenalty) and not tasks & {"classification", "binary", "multi_label"}:
             return "confidence is for answers of classes or labels"
+        if isinstance(term, FeaturePenalty) and tasks & TOKEN_BY_TOKEN:
+            return f"features is for networks with one layer before a head; {name_of(objective)} answers by the token"
         if not isinstance(term, Coral):
             continue
         if wanted.kind not in ("class", "set", "number", "several"):

@@ -20,7 +20,7 @@ class Mix:
 
 
 class Augment:
-    """Rotation, translation, scaling, mirroring, colour jitter, noise and mixing of image batches, as the recipe says.
+    """Rotation, translation, scaling, crops, mirroring, colour jitter, noise and mixing of images, as the recipe says.
 
     Each image of a batch is changed differently; torch's global generator decides how. What an affine change uncovers
     is filled with the nearest border pixel: zeros would teach the network black corners.
@@ -48,6 +48,8 @@ class Augment:
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Mix | None]:
         """uint8 [batch, height, width, channels] to the same, and how its images are mixed, if they are."""
         changed: Tensor = self.steps(pixels.permute(0, 3, 1, 2).float() / 255.0)
+        if self.section.crop:
+            changed = cropped(changed, self.section.crop)
         mix = None
         ways = [(self.section.mixup, blended), (self.section.cutmix, pasted)]
         ways = [(alpha, way) for alpha, way in ways if alpha]
@@ -60,6 +62,19 @@ class Augment:
             changed = changed + self.section.noise * torch.randn_like(changed)
         changed = changed.mul(255.0).round().clamp(0.0, 255.0)
         return changed.to(torch.uint8).permute(0, 2, 3, 1), mix
+
+
+def cropped(images: Tensor, most: float) -> Tensor:
+    """Of each image a square of at least 1 - most of its sides, from anywhere inside, brought back to size: float32
+    [batch, channels, height, width]."""
+    kept = 1.0 - most * torch.rand(len(images), 1)
+    # Of a window that reaches from -1 to 1, its centre stays 1 - kept away from the edge.
+    centres = (1.0 - kept) * (2.0 * torch.rand(len(images), 2) - 1.0)
+    windows = torch.zeros(len(images), 2, 3)
+    windows[:, 0, 0] = windows[:, 1, 1] = kept[:, 0]
+    windows[:, :, 2] = centres
+    grid = nn.functional.affine_grid(windows.to(images), list(images.shape), align_corners=False)
+    return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def blended(images: Tensor, partners: Tensor, share: float) -> tuple[Tensor, float]:

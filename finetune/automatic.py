@@ -9,11 +9,11 @@ learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 
                 (with momentum α RMSProp takes 1 - α of it), AdaGrad 10 times as much, SGD 20 times.
                 Other batches: times the square root of batch / 32 (Malladi et al. 2022), SGD times batch / 32
                 (Goyal et al. 2017). All of it times the recipe's multiplier.
-                An adversarial game has 2e-4 (Radford et al. 2016) in the place of 1e-3.
-epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones; at least 2 and at most 100, 10
-                for pre-trained trunks, which are large and know much; 6,000 and 300 for an adversarial game, of whose
-                steps each teaches one player; never so many that there are more than 30,000 steps, unless one epoch
-                has them.
+                An adversarial game has 2e-4 (Radford et al. 2016) in the place of 1e-3, a seq2seq network 4e-3.
+epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones, 10,000 for a translation; at
+                least 2 and at most 100, 10 for pre-trained trunks, which are large and know much; 6,000 and 300 for an
+                adversarial game, of whose steps each teaches one player; never so many that there are more than 30,000
+                steps, unless one epoch has them.
 precision       bfloat16 where a CUDA device computes in it, float16 on older ones, float32 elsewhere.
 """
 
@@ -38,6 +38,7 @@ STEPS_AN_EPOCH = 20
 BACKBONE_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4, "series": 5e-4}
 LEARNED_RATE = 5e-4
 SCRATCH_RATE = 1e-3
+SEQ2SEQ_RATE = 4e-3
 HEAD_RATE = 5e-3
 ADVERSARIAL_RATE = 2e-4
 SGD_FACTOR = 20.0
@@ -46,8 +47,10 @@ REFERENCE_BATCH = 32
 USUAL_OPTIMIZER = AdamW()
 ADVERSARIAL_OPTIMIZER = Adam(beta1=0.5)
 
+TRANSLATORS = ("seq2seq", "transformer")
 # Steps that are enough, and the most epochs.
 STEPS: dict[Beginning, tuple[int, int]] = {"random": (3_000, 100), "learned": (1_000, 100), "backbone": (1_000, 10)}
+TRANSLATION_STEPS = (10_000, 100)
 ADVERSARIAL_STEPS = (6_000, 300)
 MOST_STEPS = 30_000
 
@@ -79,30 +82,41 @@ def learning_rate(
     beginning: Beginning,
     head_only: bool,
     adversarial: bool = False,
+    scratch: float = SCRATCH_RATE,
 ) -> float:
-    """Peak learning rate for steps of `step_items` items."""
+    """Peak learning rate for steps of `step_items` items. scratch: from random weights."""
     if adversarial:
         rate = ADVERSARIAL_RATE
     elif head_only:
         rate = HEAD_RATE
     else:
-        rate = {"random": SCRATCH_RATE, "learned": LEARNED_RATE, "backbone": BACKBONE_RATE[modality]}[beginning]
+        rate = {"random": scratch, "learned": LEARNED_RATE, "backbone": BACKBONE_RATE[modality]}[beginning]
     ratio = step_items / REFERENCE_BATCH
     return rate * math.sqrt(ratio) if optimizer == "adamw" else rate * SGD_FACTOR * ratio
 
 
-def epochs(items: int, step_items: int, *, beginning: Beginning, adversarial: bool = False) -> int:
+def epochs(
+    items: int, step_items: int, *, beginning: Beginning, adversarial: bool = False, translation: bool = False
+) -> int:
     """Passes over `items` training items in steps of `step_items`."""
     steps = math.ceil(items / step_items)
     wanted, most = ADVERSARIAL_STEPS if adversarial else STEPS[beginning]
+    if translation and beginning == "random":
+        wanted, most = TRANSLATION_STEPS
     passes = min(max(math.ceil(wanted / steps), 2), most)
     return max(1, min(passes, MOST_STEPS // steps))
 
 
 def choose(
-    recipe: Recipe, modality: Modality, items: int, *, beginning: Beginning, adversarial: bool = False
+    recipe: Recipe,
+    modality: Modality,
+    items: int,
+    *,
+    beginning: Beginning,
+    adversarial: bool = False,
+    architecture: str | None = None,
 ) -> Chosen:
-    """Every hyper-parameter as a number, for `items` training items.
+    """Every hyper-parameter as a number, for `items` training items. architecture: for those with rules of their own.
 
     Raises ValueError when the recipe gives both a learning rate and a multiplier of the automatic one.
     """
@@ -117,15 +131,15 @@ def choose(
     rate = given.learning_rate
     if rate == "auto":
         optimizer: Literal["adamw", "sgd"] = "sgd" if isinstance(recipe.optimizer, Sgd) else "adamw"
-        head_only = recipe.transfer.freeze == "all" and recipe.transfer.unfreeze_epoch is None
         multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
         rate = multiplier * learning_rate(
             modality,
             optimizer,
             step_items=step_items,
             beginning=beginning,
-            head_only=head_only,
+            head_only=recipe.transfer.head_only,
             adversarial=adversarial,
+            scratch=SEQ2SEQ_RATE if architecture == "seq2seq" else SCRATCH_RATE,
         )
         if isinstance(recipe.optimizer, RmsProp):
             rate *= 1.0 - recipe.optimizer.momentum
@@ -133,7 +147,8 @@ def choose(
             rate *= ADAGRAD_FACTOR
     passes = given.n_epochs
     if passes == "auto":
-        passes = epochs(items, step_items, beginning=beginning, adversarial=adversarial)
+        translation = architecture in TRANSLATORS
+        passes = epochs(items, step_items, beginning=beginning, adversarial=adversarial, translation=translation)
     return Chosen(
         epochs=passes,
         batch_size=size,

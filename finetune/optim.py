@@ -129,15 +129,23 @@ def noisy(network: Network, share: float) -> Iterator[None]:
                 weight.copy_(value)
 
 
-def frozen_blocks(network: Network, freeze: str | None) -> list[nn.Module]:
-    """Blocks from the input up to and including the one named `freeze` ("all": every block, None: none).
+def frozen_blocks(network: Network, freeze: str | None, train_last: int | None = None) -> list[nn.Module]:
+    """Blocks from the input up to and including the one named `freeze` ("all": every block, None: none), or all but the
+    `train_last` before the head.
 
-    Raises ValueError listing the blocks when there is none of that name.
+    Raises ValueError listing the blocks when there is none of that name, or not so many.
     """
-    if freeze is None:
-        return []
     names = [name for name, _ in network.blocks()]
     modules = [module for _, module in network.blocks()]
+    if train_last is not None:
+        if train_last > len(names):
+            raise ValueError(
+                f"transfer.train_last: {train_last} blocks, but there are {len(names)}, from the input "
+                f"{', '.join(names)}"
+            )
+        return modules[: len(names) - train_last]
+    if freeze is None:
+        return []
     if freeze == "all":
         return modules
     if freeze not in names:

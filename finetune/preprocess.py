@@ -26,12 +26,13 @@ from export.processing.series import pad_series, series
 from export.processing.text import TextProcessor, pad
 from export.processing.vectors import vector
 from finetune.data.datasets import Dataset
-from finetune.data.items import MOST_CHARACTERS
 from finetune.vocabulary import PAD
 
 # Above this, decoded images live in a file that is mapped into memory: the page cache keeps what fits.
 IN_MEMORY_BYTES = 2**30
 CHUNK = 256
+# More tokens than any text has.
+UNCUT = 2**31 - 1
 
 Inputs = dict[str, np.ndarray]
 
@@ -163,7 +164,7 @@ def _windows(dataset: Dataset, spec: TextInput, tokenizer: bytes, progress: Call
     """Texts without labels, whose tokens are their targets. One that is longer than max_length is read in parts, each
     of which begins with the last token of the one before: every token but the first follows once on what it follows.
     """
-    processor = TextProcessor(msgspec.structs.replace(spec, max_length=MOST_CHARACTERS + 2), tokenizer)
+    processor = TextProcessor(msgspec.structs.replace(spec, max_length=UNCUT), tokenizer)
     parts: list[np.ndarray] = []
     owners: list[int] = []
     for rows in _chunks(len(dataset), progress):

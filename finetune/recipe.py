@@ -217,6 +217,8 @@ class FeaturePenalty(Part, frozen=True, kw_only=True, tag="features", tag_field=
 class Coral(Part, frozen=True, kw_only=True, tag="coral", tag_field="type"):
     """Domain adaptation: weight · ‖C_source - C_target‖² / (4 width²), the covariances of the layer before the head on
     training items and on those of `file`, unlabelled data of the domain that is to be answered (Sun and Saenko 2016).
+    file: the id of an uploaded file (a path on the command line), with data like the training file's; its labels, if it
+    has any, are not looked at.
     """
 
     file: Annotated[str, msgspec.Meta(min_length=1)]
@@ -309,21 +311,37 @@ class Transfer(Part, frozen=True, kw_only=True):
     """What of a pre-trained trunk learns, when, and how fast.
 
     freeze: name of the last frozen block (everything up to it, from the input), "all" for the whole trunk, None for
-        nothing. GET /v1/models lists each backbone's blocks.
+        nothing. An unknown name is an error that lists the blocks.
+    train_last: instead, how many blocks before the head learn, beside the head; 0: only the head does.
     unfreeze_epoch: the epoch (from 0) at whose start the frozen part is released; None: never.
     gradual: release one block an epoch from then on, the nearest to the head first, instead of all at once.
     layer_decay: learning rate of a block is peak · layer_decay^(distance from the head); 1.0: all alike.
     """
 
     freeze: str | None = None
+    train_last: Annotated[int, msgspec.Meta(ge=0)] | None = None
     unfreeze_epoch: Annotated[int, msgspec.Meta(ge=1)] | None = None
     gradual: bool = False
     layer_decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.freeze is not None and self.train_last is not None:
+            raise ValueError("freeze and train_last say the same in two ways; give one of them")
+        if self.unfreeze_epoch is not None and self.freeze is None and self.train_last is None:
+            raise ValueError("unfreeze_epoch: nothing is frozen; say what by freeze or train_last")
+        if self.gradual and self.unfreeze_epoch is None:
+            raise ValueError("gradual: give unfreeze_epoch, the epoch that it begins with")
+
+    @property
+    def head_only(self) -> bool:
+        """Whether nothing but the head ever learns."""
+        return (self.freeze == "all" or self.train_last == 0) and self.unfreeze_epoch is None
 
 
 class Augmentation(Part, frozen=True, kw_only=True):
     """Of training items only. For images: degrees, shares of the side, probability, and jitter factor.
 
+    crop: the largest share of each side that is cut off; the rest, from anywhere, is brought back to size.
     noise: deviation of Gaussian noise on every pixel, as a share of the full range.
     mixup, cutmix: α of the Beta distribution that two images of a batch, and their losses, are mixed by; as a sum of
         both (Zhang et al. 2018), or as a rectangle of one in the other (Yun et al. 2019). With both, a coin decides.
@@ -334,6 +352,7 @@ class Augmentation(Part, frozen=True, kw_only=True):
     rotation: Annotated[float, msgspec.Meta(ge=0.0, le=180.0)] = 0.0
     translation: Share = 0.0
     scale: Share = 0.0
+    crop: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
     flip: Share = 0.0
     colour: Share = 0.0
     noise: Share = 0.0
@@ -355,6 +374,7 @@ class Stopping(Part, frozen=True, kw_only=True):
     """Stop when `metric` on the validation split has not improved by `min_delta` for `patience` evaluations.
 
     metric: "loss", or what the objective measures beside it: accuracy, macro_f1; mae, rmse, r2; ...
+        of one of several heads "<head>.<figure>".
 
     retrain: whether the validation split is learned from, too, once the best step is known (Goodfellow, Bengio and
         Courville 2016, section 7.8). keep: no, the weights of the best step are published. scratch: from the start
@@ -405,7 +425,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     training_file, validation_file: ids of uploaded files (paths on the command line).
     name: under which the result is published; None: "<model>-<suffix>", or the model's name.
     objective: what is learned; None: what the architecture learns first of all, classes mostly.
-    terms: added to the objective's loss in training.
+    terms: added to the objective's loss in training; the losses that are reported are without them.
     ensemble: several networks, or passes through one, that answer together and say how far they are apart.
     optimizer: "auto" is AdamW, and Adam with a beta1 of 0.5 in an adversarial game (Radford et al. 2016).
     checkpoint_seconds: a checkpoint is written at least this often.

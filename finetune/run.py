@@ -37,7 +37,7 @@ from finetune.preprocess import Items, tensors
 from finetune.recipe import Adversarial, Data, Hyperparameters, McDropout, Recipe
 from finetune.run_request import Cancelled, FileRef, JobFailed, Reporter, RunRequest
 from finetune.smote import oversample
-from finetune.task import contradiction, describe, name_of, objective_of, suits, task_of
+from finetune.task import contradiction, describe, objective_of, suits, task_of
 from models import catalog, heads, registry
 from models.mc_dropout import mc_dropout
 from models.network import Headed, Network
@@ -139,8 +139,9 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         report_leakage(dataset, other, reporter)
         validation = prepare(other, folder=request.folder / CACHE / "validation")
     if not len(validation):
+        none = "no class has two different items" if wanted.kind == "class" else "there are no two different items"
         raise ValueError(
-            f"{request.training.filename}: no class has two different items, so none can be held out for validation; "
+            f"{request.training.filename}: {none}, so none can be held out for validation; "
             "give more data, or a validation file"
         )
     unlabelled = {
@@ -153,17 +154,13 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         len(train),
         beginning=start.beginning,
         adversarial=isinstance(section, Adversarial),
+        architecture=start.spec.architecture,
     )
     if isinstance(task, MultiTask):
         for side, words in ((train, "training"), (validation, "validation"), (test, "test")):
             check_heads(task, side, words)
     objective = choice.build(section, dataset.answers, train.targets, reading)
     added = [terms.build(term, task, unlabelled) for term in recipe.terms]
-    if recipe.stopping is not None and recipe.stopping.metric not in ("loss", *objective.metrics):
-        raise ValueError(
-            f"stopping.metric: {name_of(section)} does not measure {recipe.stopping.metric}; it measures "
-            f"{', '.join(('loss', *objective.metrics))}"
-        )
 
     reporter.state("running")
     base = ", ".join(one.name for one in joined) or start.name

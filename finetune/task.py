@@ -35,6 +35,30 @@ TASKS: dict[type[Objective], str] = {
     recipe.NextToken: "language_model",
     recipe.Translation: "translation",
 }
+# Figures that stopping may watch beside "loss". Of a multi-task objective they are "<head>.<figure>".
+METRICS: dict[type[Objective], tuple[str, ...]] = {
+    recipe.CrossEntropy: ("accuracy", "macro_f1"),
+    recipe.KlDivergence: ("accuracy", "macro_f1"),
+    recipe.BinaryCrossEntropy: ("accuracy", "macro_f1", "roc_auc"),
+    recipe.MultiLabel: ("subset_accuracy", "micro_f1", "macro_f1"),
+    recipe.SquaredError: ("mae", "rmse", "r2"),
+    recipe.AbsoluteError: ("mae", "rmse", "r2"),
+    recipe.Gaussian: ("mae", "rmse", "r2"),
+    recipe.Adversarial: ("frechet_distance", "discriminator_accuracy"),
+    recipe.Reconstruction: ("error", "explained_variance"),
+    recipe.Elbo: ("error", "explained_variance", "surprise", "kl"),
+    recipe.MaskedTokens: ("perplexity", "token_accuracy"),
+    recipe.NextToken: ("perplexity", "token_accuracy"),
+    recipe.Translation: ("perplexity", "token_accuracy"),
+}
+
+
+def metrics_of(objective: Objective) -> tuple[str, ...]:
+    """What stopping may watch beside "loss"."""
+    if isinstance(objective, recipe.MultiTask):
+        heads = objective.heads.items()
+        return tuple(f"{head}.{name}" for head, one in heads for name in METRICS[type(one.objective)])
+    return METRICS[type(objective)]
 
 
 def name_of(objective: Objective) -> str:
@@ -54,6 +78,12 @@ def objective_of(given: Objective | None, architecture: str) -> Objective:
 
 def contradiction(objective: Objective, recipe: Recipe) -> tuple[str, str] | None:
     """A field of the recipe that makes no sense with its objective, and why; None when there is none."""
+    measured = ("loss", *metrics_of(objective))
+    if recipe.stopping is not None and recipe.stopping.metric not in measured:
+        return "stopping.metric", (
+            f"stopping.metric: {name_of(objective)} does not measure {recipe.stopping.metric}; it measures "
+            f"{', '.join(measured)}"
+        )
     if not isinstance(objective, Adversarial):
         return None
     stopping, augmentation = recipe.stopping, recipe.augmentation

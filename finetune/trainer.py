@@ -96,7 +96,7 @@ def fit(
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
     section = chosen.optimizer if recipe.optimizer == "auto" else recipe.optimizer
     optimizer = optim.build(network, section, recipe.transfer)
-    frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze)
+    frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze, recipe.transfer.train_last)
     held = frozen
     augment = augmentation.build(recipe.augmentation)
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.catalog import share_out
+
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(Q Kᵀ / √depth) V, float32 [..., queries, depth], and the softmax, float32 [..., queries, keys].
@@ -29,9 +31,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"heads: {heads} do not divide the width, {width}")
         self.heads = heads
+        self.depth = share_out(width, heads)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -53,7 +54,7 @@ class Attention(nn.Module):
         return self.out(found.transpose(1, 2).flatten(2)), weights
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, self.depth).transpose(1, 2)
 
 
 def padding_mask(attention_mask: Tensor) -> Tensor:

@@ -147,6 +147,13 @@ class RecurrentParameters(SequenceParameters, frozen=True, kw_only=True):
     bidirectional: bool = False
 
 
+def share_out(width: int, heads: int) -> int:
+    """How many numbers of a state each head has. Raises ValueError when the heads do not divide the width."""
+    if width % heads:
+        raise ValueError(f"heads: {heads} do not divide the width, {width}")
+    return width // heads
+
+
 class TransformerParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is read is a text of `vocabulary` tokens; None: from the data.
 
@@ -163,6 +170,9 @@ class TransformerParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     width: Positive = 128
     feedforward: Positive | None = None
     dropout: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        share_out(self.width, self.heads)
 
     @property
     def hidden(self) -> int:
@@ -206,6 +216,9 @@ class TranslatorParameters(TranslationParameters, frozen=True, kw_only=True):
     width: Positive = 128
     feedforward: Positive | None = None
     dropout: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        share_out(self.width, self.heads)
 
     @property
     def hidden(self) -> int:

@@ -161,9 +161,8 @@ class Seq2Seq(Network):
         return {"logits": self.decoder.forced(targets, encoded, attention_mask)}
 
     def graphs(self) -> dict[str, Graph]:
-        axes = {name: {1: "sequence"} for name in ("attention_mask", "memory", "keys")}
-        if self.decoder.attention is None:
-            axes = {}
+        attended = ("attention_mask", "memory", "keys") if self.decoder.attention is not None else ()
+        axes = {name: {1: "sequence"} for name in attended}
         return {
             "model": Graph(self.encoder, self.input_names, self.output_names, AXES, lambda batch: [batch]),
             "decoder": Graph(self.decoder, self.decoder.inputs, self.decoder.outputs, axes, self._steps),

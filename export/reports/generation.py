@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from export.processing.images import encode_png
+
 # What is kept of each held-out image and the generated one beside it; see models.gan.Gan.compare.
 NEEDED = ("real", "generated", "real_features", "generated_features", "independent_features", "image")
 ROWS = 6
@@ -90,7 +92,7 @@ def evaluation(kept: Mapping[str, np.ndarray], loss: float) -> GenerationReport:
         discriminator_accuracy=float((np.mean(kept["real"] > 0.0) + np.mean(kept["generated"] <= 0.0)) / 2.0),
         discriminator_loss=float(kept["discriminator_loss"].mean()),
         generator_loss=float(kept["generator_loss"].mean()),
-        images=png(grid(kept["image"][: ROWS * ROWS])),
+        images=encode_png(grid(kept["image"][: ROWS * ROWS])),
     )
 
 
@@ -112,10 +114,3 @@ def grid(images: np.ndarray) -> np.ndarray:
     whole[:items] = images
     rows = whole.reshape(-1, ROWS, height, width, channels).transpose(0, 2, 1, 3, 4)
     return rows.reshape(-1, ROWS * width, channels)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """uint8 [height, width, 3] as a PNG file."""
-    picture = io.BytesIO()
-    Image.fromarray(pixels).save(picture, "PNG")
-    return picture.getvalue()

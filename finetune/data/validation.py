@@ -40,6 +40,7 @@ class Duplicate(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What `inspect` found. Lists are cut at 100; `problem_count` and `duplicate_count` count all.
 
+    kind: "pairs" for texts with a translation each, in the columns of these names.
     label_counts: items of each label, for every column that could be the label column ("label" for class folders).
     classes: those of the column "label", usable items only; of sets of labels, how many have each. items: usable ones.
     numeric: columns that hold numbers.

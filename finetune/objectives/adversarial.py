@@ -18,6 +18,7 @@ from export.reports import generation
 from export.reports.generation import GenerationReport
 from finetune import recipe
 from finetune.objectives.objective import Objective
+from finetune.task import METRICS
 from models.gan import Gan, Half
 
 
@@ -25,7 +26,7 @@ class Adversarial(Objective):
     """Discriminator: -log D(x) - log(1 - D(G(z))), real images labelled 1 - s. Generator: -log D(G(z)), or with
     "minimax" log(1 - D(G(z))), which fades where the discriminator wins."""
 
-    metrics = ("frechet_distance", "discriminator_accuracy")
+    metrics = METRICS[recipe.Adversarial]
     falling = frozenset(metrics)
     keeps_last = True
 

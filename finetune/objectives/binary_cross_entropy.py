@@ -10,7 +10,9 @@ from torch.nn.functional import softplus
 
 from export.reports import binary
 from export.reports.binary import BinaryReport
+from finetune import recipe
 from finetune.objectives.objective import Objective
+from finetune.task import METRICS
 
 
 class BinaryCrossEntropy(Objective):
@@ -20,7 +22,7 @@ class BinaryCrossEntropy(Objective):
     positive_weight: w.
     """
 
-    metrics = ("accuracy", "macro_f1", "roc_auc")
+    metrics = METRICS[recipe.BinaryCrossEntropy]
 
     def __init__(self, positive_weight: float = 1.0, labels: Sequence[str] = ("0", "1")) -> None:
         self.positive_weight = positive_weight

@@ -13,6 +13,7 @@ from export.reports import classification
 from export.reports.classification import ClassificationReport
 from finetune import recipe
 from finetune.objectives.objective import Objective
+from finetune.task import METRICS
 
 
 class CrossEntropy(Objective):
@@ -21,7 +22,7 @@ class CrossEntropy(Objective):
     divergence: less the entropy of q, which makes it KL(q ‖ p).
     """
 
-    metrics = ("accuracy", "macro_f1")
+    metrics = METRICS[recipe.CrossEntropy]
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from export.reports.reconstruction import ReconstructionReport
 from finetune import recipe
 from finetune.objectives.objective import Objective
 from finetune.objectives.reconstruction import reconstructions, spread
+from finetune.task import METRICS
 from models.network import Network
 
 # Of the numbers that an evaluation draws: all evaluations draw the same.
@@ -26,7 +27,7 @@ class Elbo(Objective):
     `error` is that of the mean of q(z | x), which is what is served.
     """
 
-    metrics = ("error", "explained_variance", "surprise", "kl")
+    metrics = METRICS[recipe.Elbo]
     falling = frozenset({"error", "surprise", "kl"})
 
     def __init__(self, section: recipe.Elbo) -> None:

@@ -10,13 +10,15 @@ from torch.nn.functional import softplus
 
 from export.reports import multi_label
 from export.reports.multi_label import MultiLabelReport
+from finetune import recipe
 from finetune.objectives.objective import Objective
+from finetune.task import METRICS
 
 
 class MultiLabel(Objective):
     """The mean over the labels of softplus(x) - y · x, which is the binary cross-entropy of logit x and y, 0 or 1."""
 
-    metrics = ("subset_accuracy", "micro_f1", "macro_f1")
+    metrics = METRICS[recipe.MultiLabel]
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = list(labels)

@@ -13,8 +13,10 @@ from torch import Tensor
 from export.bundle import Interval
 from export.reports import regression
 from export.reports.regression import RegressionReport
+from finetune import recipe
 from finetune.objectives import conformal
 from finetune.objectives.objective import Objective
+from finetune.task import METRICS
 
 # So many deviations around the mean of a normal distribution hold 95 in 100.
 NORMAL_MARGIN = 1.959964
@@ -26,7 +28,7 @@ class Numbers(Objective):
     scale: float32 [targets], the deviations of the training targets. A truth that is NaN teaches nothing.
     """
 
-    metrics = ("mae", "rmse", "r2")
+    metrics = METRICS[recipe.SquaredError]
     falling = frozenset({"mae", "rmse"})
     calibrates = True
 

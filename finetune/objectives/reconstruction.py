@@ -14,6 +14,7 @@ from export.reports.pictures import picture
 from export.reports.reconstruction import ReconstructionReport
 from finetune import recipe
 from finetune.objectives.objective import Objective
+from finetune.task import METRICS
 from models.network import Network
 
 # A unit that is always off or always on is taken to be so close to it.
@@ -24,7 +25,7 @@ class Reconstruction(Objective):
     """Mean squared error, and what the recipe asks for: corrupted inputs (in training only), a sparse code, a
     contracting encoder. An evaluation counts the penalties, too, and corrupts nothing."""
 
-    metrics = ("error", "explained_variance")
+    metrics = METRICS[recipe.Reconstruction]
     falling = frozenset({"error"})
 
     def __init__(self, section: recipe.Reconstruction) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from export.reports import language_model
 from export.reports.language_model import PLACES, LanguageModelReport
+from finetune import recipe
 from finetune.objectives.objective import Objective
+from finetune.task import METRICS
 
 
 class TokenPrediction(Objective):
@@ -20,7 +22,7 @@ class TokenPrediction(Objective):
     float32 [asked, vocabulary], `wanted` int64 [asked], and where these stand, `row` and `place` int64 [asked].
     """
 
-    metrics = ("perplexity", "token_accuracy")
+    metrics = METRICS[recipe.NextToken]
     falling = frozenset({"perplexity"})
     whole = False
 

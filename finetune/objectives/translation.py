@@ -11,9 +11,10 @@ from export.processing.text import TextProcessor
 from export.reports import translation as report
 from export.reports.evaluation import Evaluation
 from export.reports.translation import Translated, TranslationReport
-from finetune import greedy
+from finetune import greedy, recipe
 from finetune.objectives.objective import Objective
 from finetune.preprocess import Items, tensors
+from finetune.task import METRICS
 from finetune.vocabulary import BOS, EOS, PAD
 from models.network import Network
 
@@ -30,7 +31,7 @@ class Translation(Objective):
     and what is answered there counts nothing.
     """
 
-    metrics = ("perplexity", "token_accuracy")
+    metrics = METRICS[recipe.Translation]
     falling = frozenset({"perplexity"})
 
     def __init__(self, label_smoothing: float, source: TextProcessor, target: TextProcessor) -> None:

@@ -99,7 +99,9 @@ def test_mirroring_is_exact() -> None:
     assert not all(mirrored)
 
 
-@pytest.mark.parametrize("field", [{"rotation": 30.0}, {"translation": 0.2}, {"scale": 0.3}, {"colour": 0.5}])
+@pytest.mark.parametrize(
+    "field", [{"rotation": 30.0}, {"translation": 0.2}, {"scale": 0.3}, {"crop": 0.4}, {"colour": 0.5}]
+)
 def test_every_image_is_changed_in_its_own_way_and_by_the_seed(field: dict[str, float]) -> None:
     found = augmented(**field)
     assert found.shape == (8, 16, 16, 3)
@@ -115,6 +117,26 @@ def test_translation_stays_within_its_share_of_the_side() -> None:
     shift = rows - 4.5
     assert shift.abs().max() <= 4.0 + 0.1
     assert shift.abs().max() > 0.5
+
+
+def test_a_crop_shows_a_window_from_inside_the_image_at_full_size() -> None:
+    side, most = 32, 0.5
+    ramp = (torch.arange(side * 1.0) * 6.0 + 20.0).to(torch.uint8)
+    pixels = torch.stack([ramp[:, None].expand(side, side), ramp[None].expand(side, side), ramp.expand(side, side)], 2)
+    torch.manual_seed(0)
+    augment = augmentation.build(Augmentation(crop=most))
+    assert augment is not None
+    found = (augment(pixels.expand(64, -1, -1, -1))[0].float() - 20.0) / 6.0  # rows and columns of the original
+    for rows in (found[:, :, side // 2, 0], found[:, side // 2, :, 1]):
+        height = (rows[:, -1] - rows[:, 0]) / (side - 1)
+        assert 1.0 - most - 0.01 <= float(height.min()) < 0.6
+        assert 0.9 < float(height.max()) <= 1.0
+        middle = rows.mean(dim=1) - (side - 1) / 2
+        assert (middle.abs() <= (1.0 - height) * side / 2 + 0.3).all()
+        assert middle.std() > 1.0
+    torch.testing.assert_close(
+        found[:, -1, 5, 0] - found[:, 0, 5, 0], found[:, 5, -1, 1] - found[:, 5, 0, 1], atol=0.4, rtol=0.0
+    )
 
 
 def test_a_small_rotation_keeps_the_square_and_no_corner_turns_black() -> None:

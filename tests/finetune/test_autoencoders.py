@@ -252,6 +252,7 @@ def test_images_without_labels_become_a_variational_autoencoder(tmp_path: Path) 
     np.testing.assert_allclose(found["error"], squares, rtol=0.05)
     made = asked(tmp_path, manifest, "generator", latent=found["embedding"])["image"]
     assert np.abs(made.astype(int) - found["reconstruction"]).max() <= 1
+    assert "/v1/images/generations" in (folder / "MODEL_CARD.md").read_text()
     for name in ("reconstructions.png", "samples.png", "evaluation.png"):
         with Image.open(folder / name) as picture:
             assert picture.size[0] > 400

@@ -64,6 +64,14 @@ def test_choose_fills_in_only_what_is_open() -> None:
     assert open_ones == automatic.Chosen(epochs=4, batch_size=32, learning_rate=5e-4)
 
 
+@pytest.mark.parametrize(("architecture", "rate"), [("seq2seq", 4e-3), ("transformer", 1e-3)])
+def test_a_translation_takes_more_steps_from_random_weights(architecture: str, rate: float) -> None:
+    begun = automatic.choose(recipe(), "text", 10_000, beginning="random", architecture=architecture)
+    assert begun == automatic.Chosen(epochs=32, batch_size=32, learning_rate=rate), "10,000 steps, 313 an epoch"
+    gone_on = automatic.choose(recipe(), "text", 10_000, beginning="learned", architecture=architecture)
+    assert gone_on == automatic.Chosen(epochs=4, batch_size=32, learning_rate=5e-4)
+
+
 def test_multiplier_scales_the_automatic_rate_wherever_the_hyperparameters_are() -> None:
     thrice = Method(supervised=Supervised(hyperparameters=Hyperparameters(learning_rate_multiplier=3.0)))
     assert automatic.choose(recipe(method=thrice), "image", 8_000, beginning="backbone").learning_rate == pytest.approx(
@@ -81,6 +89,8 @@ def test_accumulation_optimizer_and_freezing_enter_the_automatic_rate() -> None:
     assert rate(gradient_accumulation=4) == pytest.approx(2 * rate())
     assert rate(optimizer=Sgd()) == pytest.approx(20 * rate())
     assert rate(transfer=Transfer(freeze="all")) == pytest.approx(5e-3)
+    assert rate(transfer=Transfer(train_last=0)) == pytest.approx(5e-3)
+    assert rate(transfer=Transfer(train_last=1)) == pytest.approx(5e-4)
     assert rate(transfer=Transfer(freeze="all", unfreeze_epoch=1)) == pytest.approx(5e-4)
 
 

@@ -11,18 +11,29 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_breast_cancer, load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
 
 from export import bundle
 from export.bundle import Manifest
 from export.processing.answers import softmax
 from finetune.bagging import Member, MemberReporter, members
-from finetune.recipe import Bagging, Data, Ensemble, Hyperparameters, Joined, McDropout, Recipe, SquaredError, Stopping
+from finetune.recipe import (
+    Bagging,
+    Data,
+    Ensemble,
+    Gaussian,
+    Hyperparameters,
+    Joined,
+    McDropout,
+    Recipe,
+    SquaredError,
+    Stopping,
+)
 from finetune.run import Cancelled, JobFailed, run
 from models.spec import ModelSpec
 from server.settings import Settings
 from tests.finetune.small import Recorder
-from tests.finetune.test_run import request, table, tensors
+from tests.finetune.test_run import file, request, table, tensors
 from tests.server.conftest import running
 
 FEW = Hyperparameters(n_epochs=6, batch_size=16, learning_rate=0.01)
@@ -129,6 +140,32 @@ def test_bagging_is_at_least_as_good_as_its_members_are_on_their_own(tmp_path: P
     assert metrics["validation_accuracy"] >= metrics["members_accuracy"]
     # The logarithm is concave: the loss of the mean is never more than the mean of the losses (Jensen).
     assert metrics["validation_loss"] < metrics["members_loss"]
+
+
+@pytest.mark.parametrize("objective", [SquaredError(), Gaussian()])
+@pytest.mark.slow
+def test_the_members_of_a_regression_answer_by_their_mean(objective: Any, tmp_path: Path) -> None:
+    diabetes = load_diabetes()
+    rows = [",".join([*diabetes.feature_names, "label"])]
+    rows += [",".join(map(str, [*row, target])) for row, target in zip(diabetes.data, diabetes.target, strict=True)]
+    path = tmp_path / "diabetes.csv"
+    path.write_text("\n".join(rows) + "\n")
+    job = request(
+        tmp_path,
+        file(path),
+        objective=objective,
+        ensemble=Bagging(members=3),
+        hyperparameters=FEW,
+        data=Data(validation=0.3),
+    )
+    manifest = run(job, Recorder())
+    found = graph(tmp_path, manifest, diabetes.data)
+    assert manifest.task == "regression"
+    assert found["value"].shape == found["uncertainty"].shape == (442, 1)
+    assert np.sqrt(np.mean((found["value"][:, 0] - diabetes.target) ** 2)) < 70, "the deviation of the targets is 77"
+    assert manifest.interval is not None
+    if isinstance(objective, Gaussian):
+        assert (found["deviation"] > found["uncertainty"]).all(), "the members' own deviations come on top"
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from finetune.objectives.masked_tokens import MaskedTokens
 from finetune.objectives.next_token import NextToken
 from finetune.objectives.token_prediction import TokenPrediction
 from finetune.preprocess import Items, prepare
-from finetune.recipe import Data, Recipe, Transfer
+from finetune.recipe import Augmentation, Data, Recipe, Transfer
 from finetune.run_request import Cancelled
 from finetune.vocabulary import BOS, EOS, MASK, PAD, SPECIAL, token_sizes, tokens_of, train_tokenizer
 from models import registry
@@ -281,6 +281,13 @@ def test_a_resumed_run_is_the_same_in_every_bit_and_norms_are_known_by_block(
     blocks = {"tokens", "layer0", "layer1"} | ({"head"} if kind is MaskedTokens else set())
     assert set(result.gradient_norms[0].norms) == blocks
     assert all(norm > 0 for norm in result.gradient_norms[0].norms.values())
+
+
+@pytest.mark.parametrize("kind", [NextToken, MaskedTokens])
+def test_other_precisions_and_words_that_are_left_out(kind: type[TokenPrediction], tmp_path: Path) -> None:
+    augmentation = Augmentation(word_dropout=0.2)
+    _, result = trained(kind, tmp_path, Recorder(), precision="bfloat16", augmentation=augmentation)
+    assert result.best_metrics["loss"] < math.log(VOCABULARY) + 1
 
 
 def test_layers_are_frozen_one_by_one(tmp_path: Path) -> None:

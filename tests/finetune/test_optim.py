@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,8 +20,15 @@ def step_with_gradients(network: Network, optimizer: torch.optim.Optimizer, grad
     optimizer.step()
 
 
-@pytest.mark.parametrize("section", [AdamW(weight_decay=0.5), Sgd(weight_decay=0.5)])
-def test_weight_decay_pulls_weights_and_leaves_biases_and_norms(section: AdamW | Sgd) -> None:
+@pytest.mark.parametrize(
+    "section",
+    [
+        *(AdamW(weight_decay=0.5), Sgd(weight_decay=0.5), Sgd(momentum=0.0, weight_decay=0.5)),
+        *(Adam(weight_decay=0.5), AdaGrad(weight_decay=0.5), RmsProp(weight_decay=0.5)),
+        RmsProp(momentum=0.5, nesterov=True, weight_decay=0.5),
+    ],
+)
+def test_weight_decay_pulls_weights_and_leaves_biases_and_norms(section: Optimizer) -> None:
     network = convolutions()
     before = weights(network)
     optimizer = optim.build(network, section, Transfer())
@@ -29,7 +38,10 @@ def test_weight_decay_pulls_weights_and_leaves_biases_and_norms(section: AdamW |
     assert changed == {"trunk.stages.0.0.weight", "trunk.stages.1.0.weight", "head.weight"}
     after = weights(network)
     for name in changed:
-        torch.testing.assert_close(after[name], before[name] * (1 - 0.1 * 0.5))
+        if isinstance(section, AdamW | Sgd):
+            torch.testing.assert_close(after[name], before[name] * (1 - 0.1 * 0.5))
+        else:  # divided by its own size: towards zero all the same
+            assert ((before[name] - after[name]) * before[name] >= 0.0).all()
 
 
 def test_a_frozen_parameter_does_not_decay() -> None:
@@ -56,11 +68,12 @@ def test_layer_decay_slows_each_block_by_its_distance_from_the_head() -> None:
         assert moved[f"trunk.layers.{layer}.bias"] == pytest.approx(0.1 * 0.5**distance, rel=1e-3)
 
 
-def test_adamw_takes_its_betas_and_epsilon_from_the_recipe() -> None:
+@pytest.mark.parametrize("kind", [AdamW, Adam])
+def test_adam_takes_its_betas_and_epsilon_from_the_recipe(kind: type[AdamW | Adam]) -> None:
     """The first step of Adam is lr · g / (|g| + epsilon), the second follows from the betas by hand."""
     network = mlp()
     start = network.head.bias.detach().clone()  # type: ignore[union-attr]
-    optimizer = optim.build(network, AdamW(weight_decay=0.0, beta1=0.5, beta2=0.25, epsilon=1.0), Transfer())
+    optimizer = optim.build(network, kind(weight_decay=0.0, beta1=0.5, beta2=0.25, epsilon=1.0), Transfer())
     optim.set_learning_rate(optimizer, 0.1)
     step_with_gradients(network, optimizer, 3.0)
     step_with_gradients(network, optimizer, 1.0)
@@ -70,6 +83,27 @@ def test_adamw_takes_its_betas_and_epsilon_from_the_recipe() -> None:
     second = mean / (square**0.5 + 1.0)
     moved = start - network.head.bias.detach()  # type: ignore[union-attr]
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1 * (first + second)))
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.5, True)])
+def test_momentum_is_its_formula(momentum: float, nesterov: bool) -> None:
+    """v ← α v + g; θ ← θ - ε v, or with Nesterov's look ahead θ - ε (g + α v) (Sutskever et al. 2013)."""
+    network = mlp()
+    start = network.head.bias.detach().clone()  # type: ignore[union-attr]
+    optimizer = optim.build(network, Sgd(momentum=momentum, nesterov=nesterov), Transfer())
+    optim.set_learning_rate(optimizer, 0.1)
+    moved = velocity = 0.0
+    for gradient in (3.0, 1.0, -2.0):
+        step_with_gradients(network, optimizer, gradient)
+        velocity = momentum * velocity + gradient
+        moved += 0.1 * (gradient + momentum * velocity if nesterov else velocity)
+    found = start - network.head.bias.detach()  # type: ignore[union-attr]
+    torch.testing.assert_close(found, torch.full_like(found, moved))
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    with pytest.raises(ValueError, match="nesterov is a kind of momentum"):
+        Sgd(momentum=0.0, nesterov=True)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -209,8 +243,26 @@ def test_blocks_freeze_from_the_input() -> None:
     assert optim.frozen_blocks(network, None) == []
     assert optim.frozen_blocks(network, "hidden.1") == [names["hidden.0"], names["hidden.1"]]
     assert optim.frozen_blocks(network, "all") == list(names.values())
+    assert optim.frozen_blocks(network, None, 1) == [names["hidden.0"], names["hidden.1"]]
+    assert optim.frozen_blocks(network, None, 0) == list(names.values())
+    assert optim.frozen_blocks(network, None, 3) == []
+    with pytest.raises(ValueError, match=r"train_last: 4 blocks, but there are 3, from the input hidden.0, hidden.1"):
+        optim.frozen_blocks(network, None, 4)
     with pytest.raises(ValueError, match=r"no block 'layer1'; from the input they are hidden.0, hidden.1, hidden.2"):
         optim.frozen_blocks(network, "layer1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"freeze": "all", "train_last": 1}, "give one of them"),
+        ({"unfreeze_epoch": 1}, "nothing is frozen"),
+        ({"freeze": "all", "gradual": True}, "give unfreeze_epoch"),
+    ],
+)
+def test_a_transfer_that_contradicts_itself_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Transfer(**fields)
 
 
 def test_batch_norms_of_frozen_blocks_stay_in_evaluation_mode() -> None:

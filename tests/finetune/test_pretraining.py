@@ -16,7 +16,18 @@ from finetune.data.datasets import open_dataset
 from finetune.data.validation import inspect
 from finetune.data.wanted import wanted_of
 from finetune.origin import find, load, read
-from finetune.recipe import CrossEntropy, Data, Hyperparameters, MaskedTokens, NextToken, Objective, Recipe
+from finetune.recipe import (
+    ConfidencePenalty,
+    CrossEntropy,
+    Data,
+    FeaturePenalty,
+    Hyperparameters,
+    MaskedTokens,
+    NextToken,
+    Objective,
+    Recipe,
+    Term,
+)
 from finetune.run import run
 from finetune.run_request import FileRef, RunRequest
 from models.spec import Classification, ModelSpec
@@ -92,6 +103,23 @@ def test_what_cannot_work_is_refused_when_it_is_handed_in(
     with pytest.raises(Refused, match=words) as refused:
         admit(recipe, report=report, backbones={}, repository=tmp_path, allow_hub=False)
     assert refused.value.param == field
+
+
+@pytest.mark.parametrize("term", [FeaturePenalty(), ConfidencePenalty()])
+def test_terms_about_a_head_are_refused_where_there_is_none(tmp_path: Path, term: Term) -> None:
+    report = inspect(file(tmp_path / "x.jsonl", [{"text": "a b"}, {"text": "c"}]).path, "x.jsonl")
+    recipe = Recipe(model="transformer_decoder", training_file="x", terms=(term,))
+    with pytest.raises(Refused, match="is for") as refused:
+        admit(recipe, report=report, backbones={}, repository=tmp_path, allow_hub=False)
+    assert refused.value.param == "terms"
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_when_they_are_handed_in(tmp_path: Path) -> None:
+    report = inspect(file(tmp_path / "x.jsonl", [{"text": "a b"}, {"text": "c"}]).path, "x.jsonl")
+    model = ModelSpec(architecture="transformer_decoder", hyperparameters={"heads": 5, "width": 32})
+    with pytest.raises(Refused, match="heads: 5 do not divide the width, 32") as refused:
+        admit(Recipe(model=model, training_file="x"), report=report, backbones={}, repository=tmp_path, allow_hub=False)
+    assert refused.value.param == "model"
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_the_gradient_through_what_is_drawn_is_that_of_the_expected_bound() -> N
     torch.manual_seed(1)
     outputs = objective.outputs(built, [x.repeat(times, 1)], NOTHING, 0)
     loss = objective.loss(outputs, NOTHING) / times
-    assert float(loss) == pytest.approx(float(known), rel=0.01)
+    assert loss.item() == pytest.approx(known.item(), rel=0.01)
     for found, true in zip(torch.autograd.grad(loss, parameters), expected, strict=True):
         torch.testing.assert_close(found, true, rtol=0.05, atol=0.05)
 

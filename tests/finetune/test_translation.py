@@ -56,9 +56,9 @@ def test_the_loss_is_the_sum_over_all_tokens_that_are_predicted() -> None:
 def test_smoothing_spreads_a_share_over_all_tokens() -> None:
     distribution = Bigrams().table.log_softmax(1)[TARGETS[:, :-1]]
     real = TARGETS[:, 1:] != PAD
-    uniform = -float(distribution.mean(2)[real].sum())
-    plain = float(objective().loss(outputs(), TARGETS))
-    assert float(objective(0.2).loss(outputs(), TARGETS)) == pytest.approx(0.8 * plain + 0.2 * uniform, rel=1e-6)
+    uniform = -distribution.mean(2)[real].sum().item()
+    plain = objective().loss(outputs(), TARGETS).item()
+    assert objective(0.2).loss(outputs(), TARGETS).item() == pytest.approx(0.8 * plain + 0.2 * uniform, rel=1e-6)
 
 
 def test_padding_counts_nothing() -> None:
@@ -74,7 +74,7 @@ def test_the_report_measures_tokens_not_texts() -> None:
     targets = np.empty(2, object)
     targets[:] = [row[row != PAD].numpy() for row in TARGETS]
     found = objective().report(kept, targets)
-    loss = float(objective().loss(outputs(), TARGETS)) / 7
+    loss = objective().loss(outputs(), TARGETS).item() / 7
     guesses = outputs()["logits"].argmax(2)
     right = int(((guesses == TARGETS[:, 1:]) & (TARGETS[:, 1:] != PAD)).sum())
     assert (found.samples, found.tokens) == (2, 7)

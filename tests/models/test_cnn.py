@@ -99,6 +99,18 @@ def test_a_batch_of_digits_is_learned(name: str) -> None:
     assert right >= 0.9
 
 
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_pooling_takes_the_mean_or_the_largest_of_each_square(pooling: str) -> None:
+    lenet = network("lenet5", image_size=32, pooling=pooling).eval()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    lenet.get_submodule("trunk.pool").register_forward_hook(lambda _, given, found: seen.append((given[0], found)))
+    lenet(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))
+    assert len(seen) == 2
+    for given, found in seen:
+        squares = given.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+        torch.testing.assert_close(found, squares.mean(-1) if pooling == "average" else squares.amax(-1))
+
+
 def test_a_plain_network_differs_from_a_residual_one_by_its_skips_only() -> None:
     torch.manual_seed(0)
     residual = network("resnet", **SMALL["resnet"]).eval()

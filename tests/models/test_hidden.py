@@ -100,6 +100,28 @@ def test_two_relu_units_learn_xor() -> None:
     assert float(loss.detach()) < 0.05
 
 
+def test_hidden_units_are_kept_by_half_and_a_bias_starts_a_little_above_zero() -> None:
+    """Every hidden layer's units, the last ones too, which the head reads."""
+    torch.manual_seed(0)
+    hyperparameters = {"features": 4, "hidden": [500, 500], "dropout": 0.5, "activation": "softplus"}
+    network = registry.build(
+        ModelSpec(architecture="mlp", hyperparameters=hyperparameters, task=Classification(2))
+    ).train()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    outputs: list[torch.Tensor] = []
+    for name in ("trunk.layers.0", "trunk.layers.1"):
+        network.get_submodule(name).register_forward_hook(lambda _, __, found: outputs.append(found))
+    for name in ("trunk.layers.1", "head"):
+        network.get_submodule(name).register_forward_pre_hook(lambda _, given: seen.append((outputs[-1], given[0])))
+    network(torch.randn(20, 4))
+    assert len(seen) == 2
+    for whole, dropped in seen:
+        kept = dropped != 0
+        assert float(kept.float().mean()) == pytest.approx(0.5, abs=0.02)
+        torch.testing.assert_close(dropped[kept], 2.0 * whole[kept])
+    assert all((network.get_parameter(f"trunk.layers.{i}.bias") == 0.1).all() for i in (0, 1))
+
+
 def test_noise_and_dropout_on_the_input_are_for_training_only() -> None:
     torch.manual_seed(0)
     network = registry.build(

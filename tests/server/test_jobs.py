@@ -212,6 +212,7 @@ def test_an_open_stream_does_not_hold_up_the_shutdown(start: Start) -> None:
         ({"objective": {"type": "squared_error"}, "data": {"target_columns": ["z"]}}, 400, "training_file", "'z'"),
         ({"objective": {"type": "multi_task", "heads": {}}}, 400, "objective.heads", "length"),
         ({"objective": {"type": "multi_task", "heads": {"side": {}}}}, 400, "training_file", "'side'"),
+        ({"stopping": {"metric": "rmse"}}, 400, "stopping.metric", "it measures loss, accuracy, macro_f1"),
         ({"terms": [{"type": "coral", "file": "file-none"}]}, 404, "terms", "file-none"),
         ({"terms": [{"type": "features", "norm": 3}]}, 400, "terms[0].norm", "3"),
         ({"integrations": [{"type": "wandb"}]}, 400, "integrations", "leave it out"),
