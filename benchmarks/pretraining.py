@@ -1,8 +1,8 @@
 """What learning from unlabelled texts is worth when labels are few: python -m benchmarks.pretraining
 
 A small Transformer encoder tells 18 languages apart, from a few labelled sentences of Django's catalogues each: once
-from random weights, once after it has learned hidden tokens in the training sentences without their labels. Held-out
-sentences are said in no language of the training data.
+from random weights, once after it has learned hidden tokens in the training sentences without their labels. It is
+measured on sentences of which the training data have no translation either.
 """
 
 from __future__ import annotations

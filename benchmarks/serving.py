@@ -108,7 +108,7 @@ def server(home: Path, repository: Path) -> Iterator[tuple[int, int]]:
     flags = ["--home", str(home), "--repository", str(repository), "--port", str(port), "--no-worker"]
     process = subprocess.Popen([sys.executable, "-m", "server", *flags])
     try:
-        for _ in range(200):
+        for _ in range(600):
             with suppress(httpx.TransportError):
                 if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
                     break

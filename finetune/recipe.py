@@ -217,6 +217,8 @@ class FeaturePenalty(Part, frozen=True, kw_only=True, tag="features", tag_field=
 class Coral(Part, frozen=True, kw_only=True, tag="coral", tag_field="type"):
     """Domain adaptation: weight · ‖C_source - C_target‖² / (4 width²), the covariances of the layer before the head on
     training items and on those of `file`, unlabelled data of the domain that is to be answered (Sun and Saenko 2016).
+    file: the id of an uploaded file (a path on the command line), with data like the training file's; its labels, if it
+    has any, are not looked at.
     """
 
     file: Annotated[str, msgspec.Meta(min_length=1)]
@@ -372,6 +374,7 @@ class Stopping(Part, frozen=True, kw_only=True):
     """Stop when `metric` on the validation split has not improved by `min_delta` for `patience` evaluations.
 
     metric: "loss", or what the objective measures beside it: accuracy, macro_f1; mae, rmse, r2; ...
+        of one of several heads "<head>.<figure>".
 
     retrain: whether the validation split is learned from, too, once the best step is known (Goodfellow, Bengio and
         Courville 2016, section 7.8). keep: no, the weights of the best step are published. scratch: from the start
@@ -422,7 +425,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     training_file, validation_file: ids of uploaded files (paths on the command line).
     name: under which the result is published; None: "<model>-<suffix>", or the model's name.
     objective: what is learned; None: what the architecture learns first of all, classes mostly.
-    terms: added to the objective's loss in training.
+    terms: added to the objective's loss in training; the losses that are reported are without them.
     ensemble: several networks, or passes through one, that answer together and say how far they are apart.
     optimizer: "auto" is AdamW, and Adam with a beta1 of 0.5 in an adversarial game (Radford et al. 2016).
     checkpoint_seconds: a checkpoint is written at least this often.

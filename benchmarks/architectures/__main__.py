@@ -53,9 +53,9 @@ def main() -> int:
         shutil.rmtree(given.folder, ignore_errors=True)
     with clock(given.folder / "seconds") as seconds:
         trained, failed = schedule.train(needed(rows, claims), given.folder, console)
-        compared = compare(rows, trained, given.folder, console)
+        compared = compare(rows, trained, given.folder, failed, console)
         finished = Finished(trained, given.folder)
-        sections = measured(claims, finished, console)
+        sections = measured(claims, finished, failed, console)
         console.print(summary(compared))
         for section in sections:
             console.print(f"{'[green]as claimed' if section.holds else '[red]not as claimed'}[/]: {section.title}")
@@ -93,13 +93,19 @@ def needed(rows: Sequence[Row], claims: Sequence[Claim]) -> list[Run]:
     return list(found.values())
 
 
-def measured(claims: Sequence[Claim], finished: Finished, console: Console) -> list[Section]:
-    """Of the claims whose runs are done."""
+def measured(claims: Sequence[Claim], finished: Finished, failed: dict[str, str], console: Console) -> list[Section]:
+    """Of the claims whose runs are done. What goes wrong in one is added to `failed`, and costs the others nothing."""
     found = []
     for claim in claims:
-        if all(run.name in finished.trained for run in claim.runs):
+        if lost := [run.name for run in claim.runs if run.name not in finished.trained]:
+            failed[claim.name] = f"needs {', '.join(lost)}"
+            continue
+        try:
             with console.status(f"measuring {claim.name}"):
                 found.append(claim.measure(finished))
+        except Exception as error:
+            console.print_exception()
+            failed[claim.name] = f"{type(error).__name__}: {error}"
     return found
 
 

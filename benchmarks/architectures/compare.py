@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 from rich.console import Console
 from rich.progress import track
@@ -40,8 +41,10 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
         return ahead > 0.0 if self.better == "more" else ahead < 0.0
 
 
-def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, console: Console) -> list[Compared]:
-    """The rows whose runs are done. Raises RuntimeError when the server answers one of them with an error."""
+def compare(
+    rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, failed: dict[str, str], console: Console
+) -> list[Compared]:
+    """The rows whose runs are done. Why the server does not answer one is added to `failed`."""
     done = [row for row in rows if all(run.name in trained for run in row.runs())]
     figures: dict[tuple[str, Measure, str], float] = {}
 
@@ -54,13 +57,24 @@ def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, c
         return figures[same]
 
     found: list[Compared] = []
-    with tempfile.TemporaryDirectory() as home, server(Path(home), runs.repository(folder)) as (pid, port):
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        server(Path(temporary), served(done, folder, Path(temporary))) as (
+            pid,
+            port,
+        ),
+    ):
         for row in track(done, "baselines, and requests over HTTP", console=console):
             one = trained[row.run.name]
             items = held_out(data.prepared(row.run.file, runs.files(folder)), row.run.recipe)
             words = row.baseline
             if row.also is not None:
                 words += f" ({row.also[0]}: {figure(row, row.also[1], items):.3f})"
+            try:
+                asked = latency(pid, port, read_manifest(one.bundle(folder)), content(items))
+            except (RuntimeError, httpx.HTTPError) as error:
+                failed[row.run.name] = str(error)
+                continue
             found.append(
                 Compared(
                     title=row.title,
@@ -72,10 +86,19 @@ def compare(rows: Sequence[Row], trained: Mapping[str, Trained], folder: Path, c
                     baseline=words,
                     baseline_figure=figure(row, row.measure, items),
                     trained=one,
-                    latency=latency(pid, port, read_manifest(one.bundle(folder)), content(items)),
+                    latency=asked,
                 )
             )
     return found
+
+
+def served(rows: Sequence[Row], folder: Path, home: Path) -> Path:
+    """A repository of the rows alone, without the runs of the claims."""
+    repository = home / "repository"
+    repository.mkdir()
+    for row in rows:
+        (repository / row.run.name).symlink_to((runs.repository(folder) / row.run.name).resolve())
+    return repository
 
 
 def content(items: HeldOut) -> Any:

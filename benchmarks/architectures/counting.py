@@ -20,8 +20,8 @@ from onnx import helper
 from export.bundle import GraphSpec, Manifest, TensorSpec
 
 Shape = tuple[int, ...]
-# Of a dynamic dimension by its name; the others have the length of the item.
-DIMENSIONS = {"batch": 1, "past": 0}
+# Of a dynamic dimension by its name: one item, and nothing written yet; the others have the length of the item.
+DIMENSIONS = {"batch": 1, "steps": 0}
 
 
 def multiply_adds(folder: Path, manifest: Manifest, length: int) -> dict[str, int]:

@@ -68,7 +68,7 @@ each. {", ".join(f"{name} {version}" for name, version in machine.versions.items
 - multiply-adds: of one item, counted in the exported ONNX graphs by the shapes that ONNX Runtime saw: convolutions,
   matrix products (linear layers and attention) and recurrent cells; norms, activations and look-ups are not counted.
   For series and texts of the median length, which is in brackets. Of several graphs: that which reads, and that which
-  writes one token.
+  writes its first token.
 - training: seconds on one thread, from the first step to the test.
 - parity: largest difference between PyTorch and ONNX Runtime on validation items at several batch sizes and lengths.
 - served: median of single requests over HTTP, one at a time, to one server that holds all of these models.""",

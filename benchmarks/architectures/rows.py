@@ -14,15 +14,18 @@ from benchmarks.architectures.held_out import HeldOut
 from benchmarks.architectures.runs import Run
 from finetune.recipe import (
     Adversarial,
+    Bagging,
     BinaryCrossEntropy,
     CrossEntropy,
     Data,
     Elbo,
+    Ensemble,
     Gaussian,
     Head,
     Hyperparameters,
     L1Sparsity,
     MaskedTokens,
+    McDropout,
     MultiLabel,
     MultiTask,
     Objective,
@@ -257,7 +260,7 @@ ENCODER = ModelSpec(architecture="transformer_encoder", hyperparameters=TRANSFOR
 MASKED = Run(
     name="masked",
     file="languages.csv",
-    recipe=recipe("transformer_encoder", TRANSFORMER, epochs=15, rate=2e-3, max_length=64, objective=MaskedTokens()),
+    recipe=recipe("transformer_encoder", TRANSFORMER, epochs=20, rate=2e-3, max_length=64, objective=MaskedTokens()),
 )
 
 
@@ -267,14 +270,26 @@ def few_labels(name: str, model: str | ModelSpec, needs: tuple[str, ...] = ()) -
     return Run(name=name, file="other-languages.csv", recipe=msgspec.structs.replace(made, model=model), needs=needs)
 
 
+PERCEPTRON = perceptron(
+    "mlp-vectors",
+    title="mlp, softmax",
+    task="10 classes",
+    metric="accuracy",
+    baseline=("logistic regression on pixels", baselines.logistic),
+)
+
+
+def several(name: str, ensemble: Ensemble) -> Run:
+    """The same network, as several or in several passes."""
+    return Run(
+        name=name,
+        file=PERCEPTRON.run.file,
+        recipe=msgspec.structs.replace(PERCEPTRON.run.recipe, ensemble=ensemble),
+    )
+
+
 ROWS: tuple[Row, ...] = (
-    perceptron(
-        "mlp-vectors",
-        title="mlp, softmax",
-        task="10 classes",
-        metric="accuracy",
-        baseline=("logistic regression on pixels", baselines.logistic),
-    ),
+    PERCEPTRON,
     perceptron(
         "mlp-parity",
         title="mlp, one sigmoid",
@@ -336,6 +351,26 @@ ROWS: tuple[Row, ...] = (
             }
         ),
         baseline=("logistic regression on pixels, digit alone", baselines.logistic_of_first),
+    ),
+    Row(
+        title="ensemble of 5 mlp",
+        run=several("ensemble", Bagging(members=5, bootstrap=False)),
+        task="10 classes",
+        data=VECTORS,
+        metric="loss",
+        better="less",
+        baseline="one such network",
+        measure=Figure("loss", PERCEPTRON.run),
+    ),
+    Row(
+        title="mlp, Monte-Carlo dropout",
+        run=several("dropout", McDropout(passes=32)),
+        task="10 classes",
+        data=VECTORS,
+        metric="accuracy",
+        baseline="logistic regression on pixels",
+        measure=baselines.logistic,
+        also=("one pass without dropout", Figure("accuracy", PERCEPTRON.run)),
     ),
     images("lenet5", "lenet5", epochs=6),
     images("alexnet", "alexnet", epochs=6, width=0.125, dropout=0.2),
@@ -404,9 +439,10 @@ ROWS: tuple[Row, ...] = (
         run=MASKED,
         task="hidden tokens, without labels",
         data=LANGUAGES,
-        metric="token_accuracy",
-        baseline="the most frequent token",
-        measure=Figure("unigram_accuracy"),
+        metric="perplexity",
+        better="less",
+        baseline="unigram",
+        measure=Figure("unigram_perplexity"),
     ),
     Row(
         title="transformer_encoder, few labels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from benchmarks.architectures import baselines, counting, data, document, runs
-from benchmarks.architectures.__main__ import needed, publish, status
+from benchmarks.architectures.__main__ import measured, needed, publish, status
+from benchmarks.architectures.claims import depth as depth_claim
 from benchmarks.architectures.claims.catalog import CLAIMS
-from benchmarks.architectures.claims.claim import Section
+from benchmarks.architectures.claims.claim import Claim, Finished, Section
+from benchmarks.architectures.claims.depth import FAMILIES, SEEDS
 from benchmarks.architectures.claims.skips import running_mean
 from benchmarks.architectures.compare import Compared
 from benchmarks.architectures.document import Machine
@@ -186,6 +190,40 @@ def test_rows_and_claims_fit_together() -> None:
         assert set(run.needs) < set(names)
         msgspec.json.encode(run.recipe)
     assert len({row.title for row in ROWS}) == len(ROWS)
+
+
+def test_a_claim_that_goes_wrong_costs_the_others_nothing(tmp_path: Path) -> None:
+    def wrong(finished: Finished) -> Section:
+        raise ValueError("no such curve")
+
+    def right(finished: Finished) -> Section:
+        return Section("It is so", True, "As was seen.")
+
+    claims = [Claim("wrong", wrong), Claim("right", right), Claim("lost", right, (QUICK,))]
+    failed: dict[str, str] = {}
+    console = Console(file=io.StringIO())
+    assert [one.title for one in measured(claims, Finished({}, tmp_path), failed, console)] == ["It is so"]
+    assert failed == {"wrong": "ValueError: no such curve", "lost": "needs quick"}
+    assert status([compared()], failed) == 1
+
+
+def test_depth_is_told_from_the_seeds_of_each(tmp_path: Path) -> None:
+    def trained(accuracy: float) -> Trained:
+        return msgspec.structs.replace(compared().trained, metrics={"accuracy": accuracy})
+
+    growing = {
+        family.run(depth, seed).name: trained(0.5 + 0.02 * depth + 0.01 * seed)
+        for family in FAMILIES
+        for depth in family.depths
+        for seed in SEEDS
+    }
+    section = depth_claim.measure(Finished(growing, tmp_path))
+    assert section.holds
+    assert "| MLP on digits (vectors), hidden layers of 128 | 0 | 0.520 | 0.010 |" in section.text
+    assert section.pictures[0].content.startswith(b"\x89PNG")
+    assert len(section.pictures[0].content) < 150_000
+    flat = {name: trained(0.9) for name in growing}
+    assert not depth_claim.measure(Finished(flat, tmp_path)).holds
 
 
 def test_the_running_mean_is_of_what_came_before() -> None:

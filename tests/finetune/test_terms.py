@@ -12,7 +12,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from finetune import recipe, terms
+from export.bundle import read_manifest
+from finetune import command, recipe, terms
 from finetune.automatic import Chosen
 from finetune.evaluate import evaluate
 from finetune.objectives.cross_entropy import CrossEntropy
@@ -199,3 +200,17 @@ def test_data_of_another_kind_cannot_be_adapted_to(tmp_path: Path) -> None:
     (tmp_path / "few.csv").write_text("p0,p1\n" + "1,2\n" * 20)
     with pytest.raises(JobFailed, match="no column 'p2'"):
         run(msgspec.structs.replace(job, unlabelled={"pencil": file(tmp_path / "few.csv")}), Recorder())
+
+
+def test_the_command_line_takes_the_file_of_a_domain_by_its_path(tmp_path: Path) -> None:
+    adapting(tmp_path, "any")
+    written = tmp_path / "recipe.yaml"
+    written.write_text(
+        "model: mlp\ntraining_file: ink.csv\nname: cli\nterms:\n  - {type: coral, file: pencil.csv}\n"
+        "hyperparameters: {n_epochs: 1, batch_size: 64, learning_rate: 0.01}\n"
+    )
+    where: dict[str, Any] = {"home": tmp_path / "home", "repository": tmp_path / "models", "backbones": {}}
+    assert command.finetune(written, **where) == 0
+    assert read_manifest(tmp_path / "models/cli/1").lineage.unlabelled_sha256 == [file(tmp_path / "pencil.csv").sha256]
+    (tmp_path / "pencil.csv").unlink()
+    assert command.finetune(written, **where) == 2
