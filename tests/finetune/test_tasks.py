@@ -6,7 +6,7 @@ import csv
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -231,6 +231,25 @@ def test_several_heads_on_one_trunk_with_empty_cells(tmp_path: Path) -> None:
     again = run(request(tmp_path, training, name="parts", checkpoint_seconds=0.0, **fields), Recorder())
     ours, theirs = tensors(tmp_path, again), tensors(tmp_path, manifest)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("retrain", ["scratch", "continue"])
+def test_several_heads_learn_from_the_validation_split_too(
+    tmp_path: Path, retrain: Literal["scratch", "continue"]
+) -> None:
+    manifest = run(
+        request(
+            tmp_path,
+            irises(tmp_path / "irises.csv"),
+            objective=IRISES,
+            data=Data(validation=0.2, test=0.2),
+            stopping=Stopping(metric="length.rmse", patience=10, retrain=retrain),
+            hyperparameters=QUICK,
+        ),
+        Recorder(),
+    )
+    assert manifest.metrics["wide.accuracy"] > 0.85
+    assert manifest.heads["length"].interval is not None, "a Gaussian head brings its own"
 
 
 def test_a_head_that_no_held_out_item_has_a_label_for_is_refused(tmp_path: Path) -> None:
