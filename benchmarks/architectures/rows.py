@@ -431,8 +431,8 @@ ROWS: tuple[Row, ...] = (
     ),
     adversaries("gan", title="gan, dense", epochs=30, rate=1e-3, layers="dense"),
     adversaries("dcgan", title="gan, convolutional", epochs=15, rate=1e-3),
-    translator("seq2seq", "seq2seq", title="seq2seq without attention", epochs=15, rate=3e-3, attention="none", **RNN),
-    translator("seq2seq-attention", "seq2seq", title="seq2seq with attention", epochs=15, rate=3e-3, **RNN),
+    translator("seq2seq", "seq2seq", title="seq2seq without attention", epochs=25, rate=3e-3, attention="none", **RNN),
+    translator("seq2seq-attention", "seq2seq", title="seq2seq with attention", epochs=25, rate=3e-3, **RNN),
     translator("transformer", "transformer", title="transformer", epochs=20, rate=1e-3, **TRANSFORMER),
     Row(
         title="transformer_encoder, pre-training",
