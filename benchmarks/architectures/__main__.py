@@ -52,19 +52,24 @@ def main() -> int:
     if given.fresh:
         shutil.rmtree(given.folder, ignore_errors=True)
     with clock(given.folder / "seconds") as seconds:
-        trained, failed = schedule.train(needed(rows, claims), given.folder, console)
+        trained, failed, absent = schedule.train(needed(rows, claims), given.folder, console)
         compared = compare(rows, trained, given.folder, failed, console)
         finished = Finished(trained, given.folder)
-        sections = measured(claims, finished, failed, console)
+        for claim in claims:
+            if lacking := [run.name for run in claim.runs if run.name in absent]:
+                absent[claim.name] = f"needs {lacking[0]}"
+        sections = measured([one for one in claims if one.name not in absent], finished, failed, console)
         console.print(summary(compared))
         for section in sections:
             console.print(f"{'[green]as claimed' if section.holds else '[red]not as claimed'}[/]: {section.title}")
         for name, why in failed.items():
             console.print(f"[red]{name}: {why}")
+        for name, why in absent.items():
+            console.print(f"[yellow]{name} is left out: {why}")
         if given.only is None:
             machine = machine_of(seconds() / 60.0)
             shown = gallery(finished)
-            text = document.write(compared, sections, shown, failed, machine)
+            text = document.write(compared, sections, shown, {**failed, **absent}, machine)
             publish(given.document, text, [*shown, *(one for section in sections for one in section.pictures)])
             console.print(f"{given.document} is written, after {machine.minutes:.0f} minutes")
     return status(compared, failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import zipfile
@@ -22,6 +23,8 @@ from demo.datasets import png
 from demo.datasets import words as words_of
 from models.catalog import package_folder
 
+# Where Debian's package dataset-fashion-mnist puts its files.
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 # Of the digits whose strokes enclose an area.
 LOOPS = (0, 6, 8, 9)
 PRIMES = (2, 3, 5, 7)
@@ -53,6 +56,20 @@ def digit_images(path: Path, each: int | None = None) -> None:
         for label in range(10):
             for number in np.flatnonzero(labels == label)[:each]:
                 archive.writestr(f"{label}/{number:04d}.png", png(images[number]))
+
+
+def fashion_images(path: Path) -> None:
+    """Fashion-MNIST (Xiao et al. 2017): the first 1,000 images of each of ten kinds of clothing, as digit_images."""
+    if not FASHION.is_dir():
+        raise Missing("Fashion-MNIST is in Debian's package dataset-fashion-mnist: apt install dataset-fashion-mnist")
+    # IDX files: 16 bytes, or 8 before labels, that say what follows.
+    images = np.frombuffer(gzip.decompress((FASHION / "train-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+    labels = np.frombuffer(gzip.decompress((FASHION / "train-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+    images = images.reshape(len(labels), 28 * 28)
+    with zipfile.ZipFile(path, "w") as archive:
+        for label in range(10):
+            for number in np.flatnonzero(labels == label)[:1000]:
+                archive.writestr(f"{label}/{number:05d}.png", png(images[number]))
 
 
 def digit_columns(path: Path) -> None:
@@ -180,6 +197,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "digits.zip": digit_images,
     "some-digits.zip": partial(digit_images, each=200),
     "few-digits.zip": partial(digit_images, each=50),
+    "fashion.zip": fashion_images,
     "digit-columns.jsonl": digit_columns,
     "digit-vectors.csv": digit_vectors,
     "some-digit-vectors.csv": partial(digit_vectors, each=100),

@@ -119,6 +119,23 @@ def images(name: str, architecture: str, *, epochs: int, rate: float = 2e-3, tit
     )
 
 
+def clothes(name: str, architecture: str, *, epochs: int, rate: float = 2e-3, title: str, **parameters: Any) -> Row:
+    """A convolutional network that tells clothes apart."""
+    return Row(
+        title=title,
+        run=Run(
+            name=name,
+            file="fashion.zip",
+            recipe=recipe(architecture, {"image_size": 32, **parameters}, epochs=epochs, rate=rate),
+        ),
+        task="10 classes",
+        data="Fashion-MNIST, 10,000 images of 32 × 32",
+        metric="accuracy",
+        baseline="logistic regression on pixels",
+        measure=baselines.logistic,
+    )
+
+
 def columns(name: str, architecture: str, *, epochs: int, rate: float, title: str = "", **parameters: Any) -> Row:
     """A recurrent network that sees a digit as a series of its columns."""
     return Row(
@@ -373,6 +390,7 @@ ROWS: tuple[Row, ...] = (
         also=("one pass without dropout", Figure("accuracy", PERCEPTRON.run)),
     ),
     images("lenet5", "lenet5", epochs=6),
+    clothes("lenet5-fashion", "lenet5", epochs=10, title="lenet5 on clothes"),
     images("alexnet", "alexnet", epochs=6, width=0.125, dropout=0.2),
     images("vgg11", "vgg", epochs=4, width=0.125, depth=11, title="vgg, 11 layers"),
     images("googlenet", "googlenet", epochs=3, width=0.125),

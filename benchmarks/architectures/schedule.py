@@ -45,11 +45,14 @@ def do(one: Run, folder: Path) -> Trained:
     return runs.do(one, folder, lambda *told: tellings.put((one.name, *told)))
 
 
-def train(all_of: Sequence[Run], folder: Path, console: Console) -> tuple[dict[str, Trained], dict[str, str]]:
-    """What is kept of each run, by its name, and why the others have failed. A run begins when those that it needs are
-    done."""
+def train(
+    all_of: Sequence[Run], folder: Path, console: Console
+) -> tuple[dict[str, Trained], dict[str, str], dict[str, str]]:
+    """What is kept of each run, by its name, why others have failed, and what data the rest lack. A run begins when
+    those that it needs are done."""
     done: dict[str, Trained] = {}
     failed: dict[str, str] = {}
+    absent: dict[str, str] = {}
     waiting = {one.name: one for one in all_of}
     os.environ.update(THREADS)
     context = multiprocessing.get_context("spawn")
@@ -61,9 +64,10 @@ def train(all_of: Sequence[Run], folder: Path, console: Console) -> tuple[dict[s
         running: dict[Future[Trained], Run] = {}
         while waiting or running:
             for one in list(waiting.values()):
-                lost = [name for name in one.needs if name in failed]
+                lost = [name for name in one.needs if name in failed or name in absent]
                 if lost:
-                    failed[waiting.pop(one.name).name] = f"needs {lost[0]}, which has failed"
+                    why = failed if lost[0] in failed else absent
+                    why[waiting.pop(one.name).name] = f"needs {lost[0]}, which is not there"
                 elif len(running) < processes() and all(name in done for name in one.needs):
                     running[pool.submit(do, waiting.pop(one.name), folder)] = one
             finished, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
@@ -73,10 +77,13 @@ def train(all_of: Sequence[Run], folder: Path, console: Console) -> tuple[dict[s
                 try:
                     done[one.name] = future.result()
                     shown.end(one.name, f"{done[one.name].seconds:.0f} s")
-                except (Missing, JobFailed, ValueError) as error:
+                except Missing as error:
+                    absent[one.name] = str(error)
+                    shown.end(one.name, f"[yellow]{error}")
+                except (JobFailed, ValueError) as error:
                     failed[one.name] = str(error)
                     shown.end(one.name, f"[red]{error}")
-    return done, failed
+    return done, failed, absent
 
 
 class Shown:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from torch import nn
@@ -224,6 +227,25 @@ def test_depth_is_told_from_the_seeds_of_each(tmp_path: Path) -> None:
     assert len(section.pictures[0].content) < 150_000
     flat = {name: trained(0.9) for name in growing}
     assert not depth_claim.measure(Finished(flat, tmp_path)).holds
+
+
+def test_clothes_are_read_from_their_package_or_named_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "FASHION", tmp_path / "fashion-mnist")
+    with pytest.raises(data.Missing, match="apt install dataset-fashion-mnist"):
+        data.prepared("fashion.zip", tmp_path)
+    images = np.arange(20 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(20, 28, 28)
+    (tmp_path / "fashion-mnist").mkdir()
+    for name, header, values in (
+        ("train-images-idx3-ubyte.gz", bytes(16), images),
+        ("train-labels-idx1-ubyte.gz", bytes(8), np.repeat(np.arange(10, dtype=np.uint8), 2)),
+    ):
+        (tmp_path / "fashion-mnist" / name).write_bytes(gzip.compress(header + values.tobytes()))
+    with zipfile.ZipFile(data.prepared("fashion.zip", tmp_path)) as archive:
+        assert len(archive.namelist()) == 20
+        with archive.open("9/00019.png") as file:
+            np.testing.assert_array_equal(np.asarray(Image.open(file)), images[19])
 
 
 def test_the_running_mean_is_of_what_came_before() -> None:
