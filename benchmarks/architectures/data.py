@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -95,6 +96,19 @@ def digit_vectors(path: Path, columns: Sequence[str] = ("label",), each: int | N
             writer.writerow([*image, *(DIGIT[column](int(label), image) for column in columns)])
 
 
+def small_digit_vectors(path: Path, each: int | None = None) -> None:
+    """The same digits at half their size: means of 2 × 2 pixels of the middle 20 × 20, where all of them lie. Few of
+    these 100 numbers are nearly always 0, which would be huge in deviations when they are not."""
+    images, labels = mnist_data()
+    rows = np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(10)])
+    middle = images[rows].reshape(-1, 28, 28)[:, 4:24, 4:24]
+    halved = middle.reshape(-1, 10, 2, 10, 2).mean(axis=(2, 4)).reshape(-1, 100)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(f"p{i}" for i in range(100)), "label"])
+        writer.writerows([*image, int(label)] for image, label in zip(halved, labels[rows], strict=True))
+
+
 def words(digit: int) -> list[str]:
     """What is true of a digit; something is of each."""
     true = {"loop": digit in LOOPS, "prime": digit in PRIMES, "odd": digit % 2 == 1, "above four": digit > 4}
@@ -174,18 +188,27 @@ def applications(path: Path) -> None:
         writer.writerows(row for row in rows if row[1] in usual)
 
 
-def translations(path: Path) -> None:
-    """Django's messages in several languages, each with its Italian translation."""
+def translations(path: Path, kept: Callable[[str], bool] = lambda italian: True) -> None:
+    """Django's messages in several languages, each with its Italian translation; those that are `kept`."""
     italian = {words_of(english): text for english, text in datasets.catalogue("it", shortest=1)}
     rows = {(english, text) for english, text in datasets.catalogue("it", shortest=1)}
     for source in SOURCES:
         for english, text in datasets.catalogue(source, shortest=1):
             if words_of(english) in italian:
                 rows.add((text, italian[words_of(english)]))
+    write_pairs(path, (row for row in sorted(rows) if kept(row[1])))
+
+
+def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "translation"])
-        writer.writerows(sorted(rows))
+        writer.writerows(rows)
+
+
+def new(italian: str) -> bool:
+    """Whether a message is held out in all languages: every fifth is, by a sum over its bytes."""
+    return zlib.crc32(italian.encode()) % 100 < 20
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -201,6 +224,8 @@ FILES: dict[str, Callable[[Path], None]] = {
     "digit-columns.jsonl": digit_columns,
     "digit-vectors.csv": digit_vectors,
     "some-digit-vectors.csv": partial(digit_vectors, each=100),
+    "small-digit-vectors.csv": small_digit_vectors,
+    "some-small-digit-vectors.csv": partial(small_digit_vectors, each=100),
     "digit-parity.csv": partial(digit_vectors, columns=["parity"]),
     "digit-words.csv": partial(digit_vectors, columns=["words"]),
     "digit-aspect.csv": partial(digit_vectors, columns=["aspect"]),
@@ -212,4 +237,6 @@ FILES: dict[str, Callable[[Path], None]] = {
     "other-languages.csv": other_languages,
     "applications.csv": applications,
     "translations.csv": translations,
+    "known-translations.csv": partial(translations, kept=lambda italian: not new(italian)),
+    "new-translations.csv": partial(translations, kept=new),
 }

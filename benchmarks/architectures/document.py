@@ -69,6 +69,8 @@ each. {", ".join(f"{name} {version}" for name, version in machine.versions.items
   matrix products (linear layers and attention) and recurrent cells; norms, activations and look-ups are not counted.
   For series and texts of the median length, which is in brackets. Of several graphs: that which reads, and that which
   writes its first token.
+- translation: a message that is held out in one language may have been learned from another, so the figures flatter;
+  on messages that are new in all languages they are those of the section on attention.
 - training: seconds on one thread, from the first step to the test.
 - parity: largest difference between PyTorch and ONNX Runtime on validation items at several batch sizes and lengths.
 - served: median of single requests over HTTP, one at a time, to one server that holds all of these models.""",

