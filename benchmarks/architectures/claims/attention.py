@@ -137,11 +137,11 @@ def interval(written: Sequence[Sequence[str]], references: Sequence[str], group:
 
 
 def example(found: Translated, references: Sequence[str]) -> int:
-    """Of the texts of a length that can be shown, the one that is translated best."""
+    """Of the texts of a length that can be shown, the one that is translated best; of equals the longest."""
     low, high = SHOWN
     shown = [i for i, tokens in enumerate(found.tokens) if low <= len(tokens) <= high]
     texts = found.texts()
-    return max(shown, key=lambda i: chrf([texts[i]], [references[i]]))
+    return max(shown, key=lambda i: (chrf([texts[i]], [references[i]]), len(found.tokens[i])))
 
 
 def attention_map(axes: Axes, found: Translated, item: int) -> None:
