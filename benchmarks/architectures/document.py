@@ -51,8 +51,8 @@ def write(
 
 Written by `make architectures`, which trains every architecture by a recipe through the one path (data file, training,
 ONNX export, parity check, publication), asks the published model over HTTP, and compares it with a simple baseline on
-the same held-out items. Everything here was measured in one run of {machine.minutes:.0f} minutes on a machine with \
-{machine.cores} CPU cores
+the same held-out items. Everything here was measured in {machine.minutes:.0f} minutes (all sittings together, if it \
+was interrupted) on a machine with {machine.cores} CPU cores
 and {machine.memory_gib:.0f} GiB of memory, without a GPU; {machine.processes} trainings ran side by side, one thread \
 each. {", ".join(f"{name} {version}" for name, version in machine.versions.items())}.
 
