@@ -61,7 +61,9 @@ def main() -> int:
         sections = measured([one for one in claims if one.name not in absent], finished, failed, console)
         console.print(summary(compared))
         for section in sections:
-            console.print(f"{'[green]as claimed' if section.holds else '[red]not as claimed'}[/]: {section.title}")
+            console.print(
+                f"{'[green]as claimed' if section.holds else '[red]not in full as claimed'}[/]: {section.title}"
+            )
         for name, why in failed.items():
             console.print(f"[red]{name}: {why}")
         for name, why in absent.items():

@@ -45,7 +45,7 @@ def write(
         else "Every row beats its baseline."
     )
     failed = [section.title for section in sections if not section.holds]
-    claims = "**Not as claimed: " + "; ".join(failed) + ".**" if failed else "All claims came out as they say."
+    claims = "**Not in full as claimed: " + "; ".join(failed) + ".**" if failed else "All claims came out as they say."
     parts = [
         f"""# Architectures, measured
 
@@ -78,7 +78,7 @@ each. {", ".join(f"{name} {version}" for name, version in machine.versions.items
     if sections:
         parts.append("## What is said of them, measured")
     for section in sections:
-        parts.append(f"### {section.title}{'' if section.holds else ': not here'}\n\n{section.text}")
+        parts.append(f"### {section.title}{'' if section.holds else ': not in full here'}\n\n{section.text}")
         parts += [shown(picture) for picture in section.pictures]
     if gallery:
         parts += ["## What they look like", *(f"{shown(picture)}\n\n{picture.caption}." for picture in gallery)]

@@ -172,8 +172,8 @@ def test_the_document_says_what_was_measured(tmp_path: Path) -> None:
         [compared()], sections, [Picture("vae.png", "Digits", b"")], {"vowels": "install sktime"}, MACHINE
     )
     assert "1,234,567 | 4.56 M | 12 | accuracy | **0.950** | 0.900 | logistic regression | 1e-06 | 0.5 |" in text
-    assert "Not as claimed: Deeper is better" in text
-    assert "### Deeper is better: not here\n\nIt was not.\n\n![By depth](architectures/depth.png)" in text
+    assert "Not in full as claimed: Deeper is better" in text
+    assert "### Deeper is better: not in full here\n\nIt was not.\n\n![By depth](architectures/depth.png)" in text
     assert "![Digits](architectures/vae.png)" in text
     assert "- vowels: install sktime" in text
     assert "2 CPU cores" in text

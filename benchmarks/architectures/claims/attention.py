@@ -105,9 +105,10 @@ def measure(finished: Finished) -> Section:
     attention_map(matrix, attentive, shown)
     gain = having - without
     low, high = interval([one.texts() for one in found.values()], references, groups[-1])
+    longest_most = bool(gain[-1] > gain[0] + CLEAR)
     verdict = (
         "It helps with the longest more than with the shortest."
-        if gain[-1] > gain[0] + CLEAR
+        if longest_most
         else "It does not help with the longest more than with the shortest: these messages are few and short."
     )
     text = f"""Two encoder–decoders of GRUs that differ in attention only translate Django's messages from English, \
@@ -122,9 +123,8 @@ Attention changes chrF by {gain[0]:+.3f} for the shortest messages and by {gain[
 {verdict} On the right, what the network looks at
 in one of its best translations: “{sources[shown]}” becomes “{attentive.texts()[shown]}”."""
     title = "Attention helps to translate longer sentences"
-    holds = low > 0.0
     picture = Picture("attention.png", "Translation by length, and an attention map", png(figure))
-    return Section(title, holds, text, (picture,))
+    return Section(title, low > 0.0 and longest_most, text, (picture,))
 
 
 def interval(written: Sequence[Sequence[str]], references: Sequence[str], group: np.ndarray) -> tuple[float, float]:

@@ -101,7 +101,7 @@ depth differs.
 {"; ".join(verdicts)}. Depth pays until the task is learned: {sum(grown)} of {len(grown)} families gain from it here."""
     return Section(
         "Accuracy grows with depth",
-        sum(grown) > len(grown) / 2,
+        all(grown),
         text,
         (Picture("depth.png", "Accuracy by depth", png(figure)),),
     )
