@@ -51,7 +51,7 @@ def published(live: Live, name: str, **recipe: Any) -> Path:
     messages = [event["message"] for event in events(live.client, job.json()["id"])]
     found = live.client.get(f"/v1/fine_tuning/jobs/{job.json()['id']}").json()
     assert found["status"] == "succeeded", messages
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while name not in live.repository.models:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -41,7 +41,7 @@ def published(live: Live, rows: list[dict[str, Any]], **recipe: Any) -> Manifest
     found = live.client.get(f"/v1/fine_tuning/jobs/{job.json()['id']}").json()
     assert found["status"] == "succeeded", messages
     name = recipe["name"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while name not in [model["id"] for model in live.client.get("/v1/models").json()["data"]]:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -219,7 +219,7 @@ def test_two_processes_play_the_same_game(tmp_path: Path) -> None:
         [sys.executable, "-m", *launch, "tests.finetune.adversaries", str(tmp_path)],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=120,
+        timeout=300,
     )
     one, other = (load_file(tmp_path / f"{process}-of-2.safetensors") for process in (0, 1))
     assert {name for name in differing(one, other) if "running" not in name} == set()

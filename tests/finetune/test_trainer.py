@@ -396,7 +396,7 @@ def test_two_processes_train_the_network_that_one_does(tmp_path: Path) -> None:
         [sys.executable, "-m", *launch, "tests.finetune.one_of_several", str(tmp_path / "two")],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=120,
+        timeout=300,
     )
     first, second = (load_file(tmp_path / "two" / f"{process}-of-2.safetensors") for process in (0, 1))
     one = weights(train(tmp_path / "one"))
