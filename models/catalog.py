@@ -179,26 +179,20 @@ class TransformerParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
         return self.feedforward or 4 * self.width
 
 
-class TranslationParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Seq2SeqParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is read is a text of `vocabulary` tokens, what is written one of `target_vocabulary`; None: from the data.
 
     vocabulary_size: how many tokens are learned from the texts of a new model, at most, on either side.
     max_length: of texts in tokens, on either side, the rest is cut off (None: 256).
+    attention: "additive", a context for each token that is written; "none": the last state is that of all.
+    embedding: numbers that stand for a token; width: of a layer, in each direction; layers: of encoder and decoder.
+    bidirectional: whether the encoder reads from both ends. dropout: of embeddings, between layers, before the output.
     """
 
     vocabulary: Positive | None = None
     target_vocabulary: Positive | None = None
     vocabulary_size: Annotated[int, msgspec.Meta(ge=261, le=200_000)] = 8_000
     max_length: Annotated[int, msgspec.Meta(ge=4)] | None = None
-
-
-class Seq2SeqParameters(TranslationParameters, frozen=True, kw_only=True):
-    """`attention`: "additive", a context for each token that is written; "none": the last state is that of all.
-
-    embedding: numbers that stand for a token; width: of a layer, in each direction; layers: of encoder and decoder.
-    bidirectional: whether the encoder reads from both ends. dropout: of embeddings, between layers, before the output.
-    """
-
     cell: Literal["gru", "lstm"] = "gru"
     attention: Literal["none", "additive"] = "additive"
     embedding: Positive = 128
@@ -208,21 +202,17 @@ class Seq2SeqParameters(TranslationParameters, frozen=True, kw_only=True):
     dropout: Fraction = 0.2
 
 
-class TranslatorParameters(TranslationParameters, frozen=True, kw_only=True):
-    """As TransformerParameters; so many `layers` in the encoder, and in the decoder."""
+class TranslatorParameters(TransformerParameters, frozen=True, kw_only=True):
+    """As TransformerParameters, on either side; so many `layers` in the encoder, and in the decoder.
 
-    layers: Positive = 4
-    heads: Positive = 4
-    width: Positive = 128
-    feedforward: Positive | None = None
-    dropout: Fraction = 0.1
+    target_vocabulary: tokens of the texts that are written; None: from the data.
+    """
 
-    def __post_init__(self) -> None:
-        share_out(self.width, self.heads)
+    target_vocabulary: Positive | None = None
 
-    @property
-    def hidden(self) -> int:
-        return self.feedforward or 4 * self.width
+
+# Of what reads a text and writes another.
+TranslationParameters = Seq2SeqParameters | TranslatorParameters
 
 
 class Convnet1dParameters(SequenceParameters, frozen=True, kw_only=True):
