@@ -53,10 +53,7 @@ def prepared(name: str, folder: Path) -> Path:
 def digit_images(path: Path, each: int | None = None) -> None:
     """5,000 digits of MNIST, or the first few of `each` kind, as a zip of PNG files in class folders."""
     images, labels = mnist_data()
-    with zipfile.ZipFile(path, "w") as archive:
-        for label in range(10):
-            for number in np.flatnonzero(labels == label)[:each]:
-                archive.writestr(f"{label}/{number:04d}.png", png(images[number]))
+    write_images(path, images, labels, each, places=4)
 
 
 def fashion_images(path: Path) -> None:
@@ -66,11 +63,19 @@ def fashion_images(path: Path) -> None:
     # IDX files: 16 bytes, or 8 before labels, that say what follows.
     images = np.frombuffer(gzip.decompress((FASHION / "train-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
     labels = np.frombuffer(gzip.decompress((FASHION / "train-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
-    images = images.reshape(len(labels), 28 * 28)
+    write_images(path, images.reshape(len(labels), 28 * 28), labels, 1000, places=5)
+
+
+def write_images(path: Path, images: np.ndarray, labels: np.ndarray, each: int | None, places: int) -> None:
+    """The first few of `each` label, named by their numbers with so many places."""
     with zipfile.ZipFile(path, "w") as archive:
-        for label in range(10):
-            for number in np.flatnonzero(labels == label)[:1000]:
-                archive.writestr(f"{label}/{number:05d}.png", png(images[number]))
+        for number in first_of_each(labels, each):
+            archive.writestr(f"{labels[number]}/{number:0{places}d}.png", png(images[number]))
+
+
+def first_of_each(labels: np.ndarray, each: int | None) -> np.ndarray:
+    """int64 [items]: the first few of each of ten labels, or all, label by label."""
+    return np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(10)])
 
 
 def digit_columns(path: Path) -> None:
@@ -88,25 +93,24 @@ def digit_columns(path: Path) -> None:
 def digit_vectors(path: Path, columns: Sequence[str] = ("label",), each: int | None = None) -> None:
     """The same digits, or the first few of `each` kind, as a table of 784 intensities and some of what DIGIT says."""
     images, labels = mnist_data()
-    rows = np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(10)])
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*(f"p{i}" for i in range(images.shape[1])), *columns])
-        for image, label in zip(images[rows].astype(int), labels[rows].astype(int), strict=True):
-            writer.writerow([*image, *(DIGIT[column](int(label), image) for column in columns)])
+    rows = first_of_each(labels, each)
+    pairs = zip(images[rows].astype(int), labels[rows].astype(int), strict=True)
+    write_csv(
+        path,
+        [*(f"p{i}" for i in range(images.shape[1])), *columns],
+        ([*image, *(DIGIT[column](int(label), image) for column in columns)] for image, label in pairs),
+    )
 
 
 def small_digit_vectors(path: Path, each: int | None = None) -> None:
     """The same digits at half their size: means of 2 × 2 pixels of the middle 20 × 20, where all of them lie. Few of
     these 100 numbers are nearly always 0, which would be huge in deviations when they are not."""
     images, labels = mnist_data()
-    rows = np.concatenate([np.flatnonzero(labels == label)[:each] for label in range(10)])
+    rows = first_of_each(labels, each)
     middle = images[rows].reshape(-1, 28, 28)[:, 4:24, 4:24]
     halved = middle.reshape(-1, 10, 2, 10, 2).mean(axis=(2, 4)).reshape(-1, 100)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*(f"p{i}" for i in range(100)), "label"])
-        writer.writerows([*image, int(label)] for image, label in zip(halved, labels[rows], strict=True))
+    pairs = zip(halved, labels[rows], strict=True)
+    write_csv(path, [*(f"p{i}" for i in range(100)), "label"], ([*image, int(label)] for image, label in pairs))
 
 
 def words(digit: int) -> list[str]:
@@ -134,12 +138,8 @@ DIGIT: dict[str, Callable[[int, np.ndarray], Any]] = {
 def diabetes(path: Path) -> None:
     """442 patients: ten measurements, and how far the disease had come a year later."""
     table = load_diabetes(scaled=False)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*table.feature_names, "label"])
-        writer.writerows(
-            [*map(float, row), float(target)] for row, target in zip(table.data, table.target, strict=True)
-        )
+    pairs = zip(table.data, table.target, strict=True)
+    write_csv(path, [*table.feature_names, "label"], ([*map(float, row), float(target)] for row, target in pairs))
 
 
 def archived_series(path: Path, name: str) -> None:
@@ -166,10 +166,7 @@ def languages(path: Path) -> None:
 def other_languages(path: Path) -> None:
     """The sentences in 18 languages that `languages` has in none of them."""
     _, kept = datasets.languages(path.parent / "languages")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows(kept)
+    write_csv(path, ["text", "label"], kept)
 
 
 def applications(path: Path) -> None:
@@ -182,10 +179,7 @@ def applications(path: Path) -> None:
             said[english].add(place[1] if place[0] == "contrib" else "core")
     rows = [(english, apps.pop()) for english, apps in said.items() if len(apps) == 1 and len(english) >= 8]
     usual = {app for app, count in Counter(app for _, app in rows).items() if count >= 30}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        writer.writerows(row for row in rows if row[1] in usual)
+    write_csv(path, ["text", "label"], (row for row in rows if row[1] in usual))
 
 
 def translations(path: Path, kept: Callable[[str], bool] = lambda italian: True) -> None:
@@ -196,19 +190,19 @@ def translations(path: Path, kept: Callable[[str], bool] = lambda italian: True)
         for english, text in datasets.catalogue(source, shortest=1):
             if words_of(english) in italian:
                 rows.add((text, italian[words_of(english)]))
-    write_pairs(path, (row for row in sorted(rows) if kept(row[1])))
-
-
-def write_pairs(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "translation"])
-        writer.writerows(rows)
+    write_csv(path, ["text", "translation"], (row for row in sorted(rows) if kept(row[1])))
 
 
 def new(italian: str) -> bool:
     """Whether a message is held out in all languages: every fifth is, by a sum over its bytes."""
     return zlib.crc32(italian.encode()) % 100 < 20
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

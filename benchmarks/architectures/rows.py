@@ -51,6 +51,7 @@ class Figure:
 
 SEED = 1
 DIGITS = "MNIST digits, images of 32 × 32"
+CLOTHES = "Fashion-MNIST, 10,000 images of 32 × 32"
 COLUMNS = "MNIST digits, column by column"
 VECTORS = "MNIST digits, vectors"
 # A small vocabulary: its tokens are a few letters, which tell languages apart better than words.
@@ -102,34 +103,27 @@ def recipe(
     )
 
 
-def images(name: str, architecture: str, *, epochs: int, rate: float = 2e-3, title: str = "", **parameters: Any) -> Row:
-    """A convolutional network that tells digits apart."""
+def images(
+    name: str,
+    architecture: str,
+    *,
+    epochs: int,
+    rate: float = 2e-3,
+    title: str = "",
+    file: str = "digits.zip",
+    data: str = DIGITS,
+    **parameters: Any,
+) -> Row:
+    """A convolutional network that tells digits apart, or the classes of another `file`."""
     return Row(
         title=title or name,
         run=Run(
             name=name,
-            file="digits.zip",
+            file=file,
             recipe=recipe(architecture, {"image_size": 32, **parameters}, epochs=epochs, rate=rate),
         ),
         task="10 classes",
-        data=DIGITS,
-        metric="accuracy",
-        baseline="logistic regression on pixels",
-        measure=baselines.logistic,
-    )
-
-
-def clothes(name: str, architecture: str, *, epochs: int, rate: float = 2e-3, title: str, **parameters: Any) -> Row:
-    """A convolutional network that tells clothes apart."""
-    return Row(
-        title=title,
-        run=Run(
-            name=name,
-            file="fashion.zip",
-            recipe=recipe(architecture, {"image_size": 32, **parameters}, epochs=epochs, rate=rate),
-        ),
-        task="10 classes",
-        data="Fashion-MNIST, 10,000 images of 32 × 32",
+        data=data,
         metric="accuracy",
         baseline="logistic regression on pixels",
         measure=baselines.logistic,
@@ -390,7 +384,7 @@ ROWS: tuple[Row, ...] = (
         also=("one pass without dropout", Figure("accuracy", PERCEPTRON.run)),
     ),
     images("lenet5", "lenet5", epochs=6),
-    clothes("lenet5-fashion", "lenet5", epochs=10, title="lenet5 on clothes"),
+    images("lenet5-fashion", "lenet5", epochs=10, title="lenet5 on clothes", file="fashion.zip", data=CLOTHES),
     images("alexnet", "alexnet", epochs=6, width=0.125, dropout=0.2),
     images("vgg11", "vgg", epochs=4, width=0.125, depth=11, title="vgg, 11 layers"),
     images("googlenet", "googlenet", epochs=3, width=0.125),
