@@ -6,10 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import time
 import zipfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,37 +14,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from demo.client import events
-from export import bundle
-from export.bundle import Manifest
-from server.settings import Settings
-from tests.server.conftest import Live, running
+from tests.e2e.conftest import published_file
+from tests.server.conftest import Live
 
 pytestmark = pytest.mark.slow
 
 DIGITS = load_digits()
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with running(Settings(home=tmp_path_factory.mktemp("home"), port=0, poll_seconds=0.2)) as server:
-        yield server
-
-
-def published(live: Live, filename: str, content: bytes, **recipe: Any) -> Manifest:
-    """What a job publishes, when it is served."""
-    body = {"training_file": live.file_id(filename, content), "seed": 3, **recipe}
-    job = live.client.post("/v1/fine_tuning/jobs", json=body)
-    assert job.status_code == 200, job.text
-    messages = [event["message"] for event in events(live.client, job.json()["id"])]
-    found = live.client.get(f"/v1/fine_tuning/jobs/{job.json()['id']}").json()
-    assert found["status"] == "succeeded", messages
-    name = recipe["name"]
-    deadline = time.monotonic() + 60
-    while name not in [model["id"] for model in live.client.get("/v1/models").json()["data"]]:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return bundle.verify(Path(live.settings.repository) / name / "1")
 
 
 def png(image: np.ndarray) -> bytes:
@@ -80,7 +52,7 @@ def test_images_are_reconstructed_and_what_is_unlike_them_is_seen(live: Live) ->
     with zipfile.ZipFile(whole, "w") as archive:
         for i, image in enumerate(DIGITS.images[:700]):
             archive.writestr(f"{i}.png", png(image))
-    manifest = published(
+    manifest = published_file(
         live,
         "digits.zip",
         whole.getvalue(),
@@ -116,7 +88,7 @@ def test_images_are_reconstructed_and_what_is_unlike_them_is_seen(live: Live) ->
 
 
 def test_what_was_learned_without_labels_begins_a_classifier(live: Live) -> None:
-    manifest = published(
+    manifest = published_file(
         live,
         "digits.jsonl",
         lines(DIGITS.data[:1000]),
@@ -132,7 +104,7 @@ def test_what_was_learned_without_labels_begins_a_classifier(live: Live) -> None
     assert np.square(back - row).mean() < np.square(DIGITS.data.mean(0) - row).mean()
     assert len(found["embedding"]) == 32
 
-    classifier = published(
+    classifier = published_file(
         live,
         "few.jsonl",
         lines(DIGITS.data[:300], DIGITS.target[:300]),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from demo.client import events
 from export.processing.latents import drawn
 from models import registry
 from models.gan import Gan, Sampler
-from server.settings import Settings
-from tests.server.conftest import Live, running
+from tests.e2e.conftest import published_file
+from tests.server.conftest import Live
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with running(Settings(home=tmp_path_factory.mktemp("home"), port=0, poll_seconds=0.2)) as server:
-        yield server
 
 
 def unlabelled(items: int) -> bytes:
@@ -45,16 +36,7 @@ def unlabelled(items: int) -> bytes:
 
 def published(live: Live, name: str, **recipe: Any) -> Path:
     """The folder of what a job publishes, when it is served."""
-    body = {"training_file": live.file_id("digits.zip", unlabelled(200)), "name": name, "image_size": 16, **recipe}
-    job = live.client.post("/v1/fine_tuning/jobs", json=body)
-    assert job.status_code == 200, job.text
-    messages = [event["message"] for event in events(live.client, job.json()["id"])]
-    found = live.client.get(f"/v1/fine_tuning/jobs/{job.json()['id']}").json()
-    assert found["status"] == "succeeded", messages
-    deadline = time.monotonic() + 60
-    while name not in live.repository.models:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    published_file(live, "digits.zip", unlabelled(200), name=name, image_size=16, **recipe)
     return live.settings.repository / name / "1"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,19 +12,12 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
 from demo.datasets import catalogue
-from server.settings import Settings
-from tests.e2e.test_sequences import published
-from tests.server.conftest import Live, running
+from tests.e2e.conftest import published
+from tests.server.conftest import Live
 
 pytestmark = pytest.mark.slow
 
 SMALL = {"architecture": "mlp", "hyperparameters": {"hidden": [16]}}
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with running(Settings(home=tmp_path_factory.mktemp("home"), port=0, poll_seconds=0.2)) as server:
-        yield server
 
 
 def ask(live: Live, route: str, model: str, given: Any, **more: Any) -> list[dict[str, Any]]:

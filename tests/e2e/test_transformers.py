@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,13 @@ from finetune.vocabulary import BOS, EOS
 from models import registry
 from models.transformer import Translator
 from models.transformer_decoder import CausalNetwork
-from server.settings import Settings
-from tests.e2e.test_sequences import published, right
-from tests.server.conftest import Live, running
+from tests.e2e.conftest import published
+from tests.e2e.test_sequences import right
+from tests.server.conftest import Live
 
 pytestmark = pytest.mark.slow
 
 SIZES = {"vocabulary_size": 400, "layers": 2, "heads": 2, "width": 32}
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with running(Settings(home=tmp_path_factory.mktemp("home"), port=0, poll_seconds=0.2)) as server:
-        yield server
 
 
 def quick(epochs: int, rate: float = 0.005) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,12 @@ from export.processing.text import TextProcessor, pad
 from finetune.greedy import translate
 from finetune.vocabulary import BOS, EOS, PAD
 from models import registry
-from server.settings import Settings
-from tests.e2e.test_sequences import published
-from tests.server.conftest import Live, message_of, running
+from tests.e2e.conftest import published
+from tests.server.conftest import Live, message_of
 
 pytestmark = pytest.mark.slow
 
 Pair = tuple[str, str]
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with running(Settings(home=tmp_path_factory.mktemp("home"), port=0, poll_seconds=0.2)) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
