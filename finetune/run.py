@@ -8,7 +8,7 @@ import time
 import zlib
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,7 @@ from finetune.data.items import Kind
 from finetune.data.splits import leakage, split
 from finetune.data.targets import Targets
 from finetune.data.wanted import NOTHING, Wanted, wanted_of
-from finetune.evaluate import evaluate, report
+from finetune.evaluate import Measured, evaluate, report
 from finetune.lesson import Lesson, curves, train_again
 from finetune.lesson import train as train_all
 from finetune.objectives import choice
@@ -211,8 +211,13 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
     published = [registry.restore(one.folder) for one in joined if one.folder]
     network = together(published or [one.network for one in trained], recipe.ensemble)
 
+    def answered(items: Items) -> Measured:
+        return evaluate(network, items, objective, 2 * chosen.batch_size, check)
+
+    on_validation = cache(lambda: answered(validation))  # it is asked for twice, before anything is learned again
+
     def measure(items: Items, words: str) -> Evaluation:
-        found = report(evaluate(network, items, objective, 2 * chosen.batch_size, check), items, objective)
+        found = report(on_validation() if items is validation else answered(items), items, objective)
         found = objective.examined(network, items, found, check)
         figures = found.figures()
         shown = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in objective.metrics or figures)
@@ -220,9 +225,7 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         return found
 
     def calibrate() -> None:
-        objective.calibrate(
-            evaluate(network, validation, objective, 2 * chosen.batch_size, check).kept, validation.targets
-        )
+        objective.calibrate(on_validation().kept, validation.targets)
         if not objective.intervals():
             reporter.event(
                 f"{len(validation):,} validation items are too few to tell in which interval 95 in 100 numbers lie",
