@@ -271,6 +271,8 @@ def _run(request: RunRequest, reporter: Reporter) -> Manifest:
         tokenizer=reading.tokenizer,
         output_text=reading.written.spec if reading.written else None,
         output_tokenizer=reading.written.tokenizer if reading.written else None,
+        generation=reading.generation,
+        chat_template=reading.chat_template,
         validation=(validation.batch(rows) for rows in evaluation_order(len(validation), PARITY_BATCH)),
         metrics={
             **found.figures(),
