@@ -208,6 +208,8 @@ def publish_judged(
         tokenizer=reading.tokenizer,
         output_text=reading.written.spec if reading.written else None,
         output_tokenizer=reading.written.tokenizer if reading.written else None,
+        generation=reading.generation,
+        chat_template=reading.chat_template,
         validation=(material.validation.batch(rows) for rows in order),
         metrics={
             **judged.evaluation.figures(),
