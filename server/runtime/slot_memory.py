@@ -1,4 +1,4 @@
-"""The memory of keys and values: for every layer one buffer [slots, kv_heads, context, head_dim], where the session runs.
+"""The memory of keys and values: for every layer buffers [slots, kv_heads, context, head_dim], where the session runs.
 
 A row of a buffer is one slot. Graphs are given rows by pointer, and write where they read.
 """
@@ -64,8 +64,8 @@ class HostMemory:
 
 
 class DeviceMemory:
-    """Memory of a GPU, all of it taken at once. Rows are copied whole: the device copies thousands of places in the time
-    that it takes to ask for it."""
+    """Memory of a GPU, all of it taken at once. Rows are copied whole: that takes the device no longer than it takes to
+    ask it for a part."""
 
     def __init__(self, slots: int, shapes: Sequence[RowShape], dtype: np.dtype, provider: str, device: str) -> None:
         self.device, self.dtype = device, dtype

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -22,7 +22,7 @@ from server.settings import Settings
 MOST_CONTEXT = 4096
 # All slots together take this share of the machine's memory at most.
 MEMORY_SHARE = 0.25
-TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 class SlotModel(Protocol):
@@ -42,7 +42,7 @@ class SlotModel(Protocol):
         last: float32 [vocabulary], where they are asked for."""
 
     def prefill_together(self, first: int, prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-        """Compute whole prompts in rows first, first + 1, …, which hold nothing: logits float32 [prompts, vocabulary]."""
+        """Compute whole prompts in rows first, first + 1, …, which hold nothing: float32 [prompts, vocabulary]."""
 
     def decode(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Compute one token in each of rows 0 … n-1, at place `lengths` - 1. tokens: int64 [n]; lengths: int32 [n];
@@ -61,7 +61,7 @@ class GraphSlots:
     def __init__(self, path: Path, settings: Settings, *, context: int) -> None:
         """context: most places that the network can tell apart.
 
-        Raises ValueError for a graph that is no slot graph, and whatever ONNX Runtime raises for one that it cannot load.
+        Raises ValueError for a graph that is no slot graph, and what ONNX Runtime raises for one that it cannot load.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.intra_op_threads or cores()
@@ -84,12 +84,13 @@ class GraphSlots:
             raise ValueError(f"the slot graph has no output {lost[0]}")
         if not self.past:
             raise ValueError("the slot graph keeps no keys and values")
-        self.dtype = TYPES[inputs[self.past[0]].type]
+        self.dtype: np.dtype[Any] = TYPES[inputs[self.past[0]].type]
         heads = [(inputs[name].shape[1], inputs[name].shape[3]) for name in self.past]
-        self.vocabulary: int = outputs["logits"].shape[1]
-        if not all(isinstance(size, int) for size in (self.vocabulary, *(size for pair in heads for size in pair))):
+        vocabulary = outputs["logits"].shape[1]
+        if not all(isinstance(size, int) for size in (vocabulary, *(size for pair in heads for size in pair))):
             raise ValueError("the slot graph does not say how many heads, depths and tokens there are")
-        self.logits_dtype = TYPES[outputs["logits"].type]
+        self.vocabulary = int(vocabulary)
+        self.logits_dtype: np.dtype[Any] = TYPES[outputs["logits"].type]
         self.slots = settings.generation_slots
         self.context = min(context, settings.generation_context or MOST_CONTEXT)
         place = sum(count * depth for count, depth in heads) * self.dtype.itemsize
@@ -135,7 +136,11 @@ class GraphSlots:
         if n not in self.steps:
             self.steps[n] = self._bind(self._bound(0, n), self.token[:n, None], self.length[:n], self.asked[:n])
         self.session.run_with_iobinding(self.steps[n])
-        return self.logits[:n].astype(np.float32, copy=False)
+        return self._answered(n)
+
+    def _answered(self, rows: int) -> np.ndarray:
+        found: np.ndarray = self.logits[:rows].astype(np.float32, copy=False)
+        return found
 
     def _read(self, first: int, tokens: np.ndarray, length: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Logits [asked, vocabulary] of tokens [rows, tokens] in rows first, first + 1, …"""
@@ -144,7 +149,7 @@ class GraphSlots:
             self.bindings[key] = self._bound(*key)
         self.longest[...] = length.max()
         self.session.run_with_iobinding(self._bind(self.bindings[key], tokens, length, asked))
-        return self.logits[: len(asked)].astype(np.float32, copy=False)
+        return self._answered(len(asked))
 
     def _bind(
         self, binding: onnxruntime.IOBinding, token: np.ndarray, length: np.ndarray, asked: np.ndarray
