@@ -16,8 +16,9 @@ LEAST_SHARED = 16
 
 
 class HeldTokens:
-    """tokens: int32 [slots, context], of which `filled` of each row, int32 [slots], are in the model's memory. used: when
-    a row was last needed, in turns. taken: places of a row that have memory. Both int64 [slots]."""
+    """tokens: int32 [slots, context], of which the first `filled` of a row, int32 [slots], are in the model's memory.
+
+    used: when a row was last needed, in turns. taken: places of a row that have memory. Both int64 [slots]."""
 
     def __init__(self, model: SlotModel) -> None:
         self.model = model

@@ -6,6 +6,7 @@ which, and how many of its places hold something, is known to it alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from server.process import cores, memory_bytes
 from server.runtime.session import CPU, CUDA, cuda_driver
 from server.runtime.slot_memory import DeviceMemory, HostMemory, SlotMemory
 from server.settings import Settings
+
+log = logging.getLogger("espalier.slots")
 
 # Without another word no sequence has more places, however many the network could tell apart.
 MOST_CONTEXT = 4096
@@ -73,6 +76,10 @@ class GraphSlots:
         wanted = settings.providers or ([CUDA, CPU] if cuda_driver() else [CPU])
         usable = [provider for provider in wanted if provider in there] or [CPU]
         self.session = onnxruntime.InferenceSession(str(path), options, providers=usable)
+        if usable != [CPU] and any(tensor.type == "tensor(float)" for tensor in self.session.get_inputs()):
+            # The attention over float32 slots is the CPU's alone: anywhere else they would be copied at every step.
+            log.info("%s keeps float32 slots and runs on the CPU", path)
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=[CPU])
         self.provider: str = self.session.get_providers()[0]
         inputs = {tensor.name: tensor for tensor in self.session.get_inputs()}
         outputs = {tensor.name: tensor for tensor in self.session.get_outputs()}

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.generation_metrics import Generation
-from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed
 from server.runtime.generation import Engine, Order
-from server.runtime.sampling import Sampled, Sampling
+from server.runtime.sampling import Sampling
 from server.runtime.search import Candidate
 from server.runtime.slots import GraphSlots
 from server.settings import Settings
