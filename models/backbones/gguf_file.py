@@ -54,7 +54,7 @@ def _config(path: Path, changed: int) -> dict[str, Any]:
     scaling = metadata.get(f"{family}.rope.scaling.type", "none")
     if scaling != "none" or "rope_freqs.weight" in tensors:
         raise ValueError(
-            f"{path}: its positions are stretched ({scaling if scaling != 'none' else 'rope_freqs'}), which is not read "
+            f"{path}: its rotation is stretched ({scaling if scaling != 'none' else 'rope_freqs'}), which is not read "
             "from a GGUF file; give the Hugging Face folder of the model"
         )
     try:
@@ -75,8 +75,8 @@ def tokenizer(path: Path) -> Tokenizer:
     byte_level = metadata.get("tokenizer.ggml.model") == "gpt2"
     if byte_level and split not in (*AS_GPT2, *SINGLE_DIGITS, *GGUF_PRE_TOKENIZER_SPLITS):
         raise ValueError(
-            f"{path}: its tokenizer splits words the way {split!r}, which is not known; give the Hugging Face folder of "
-            "the model, whose tokenizer.json says how"
+            f"{path}: its tokenizer splits words the way {split!r}, which is not known; give the Hugging Face folder "
+            "of the model, whose tokenizer.json says how"
         )
     try:
         found: Tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
@@ -105,6 +105,7 @@ def chat_template(path: Path) -> str | None:
 def _metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Values by name, and the names of the tensors; raises ValueError for what is no GGUF file."""
     try:
-        return read_gguf_metadata(str(path))
+        metadata, tensors = read_gguf_metadata(str(path))
     except Exception as error:  # of a file that ends too early: struct, index and value errors
         raise ValueError(f"{path} is no GGUF file that can be read: {error}") from error
+    return metadata, tensors

@@ -16,8 +16,8 @@ from models.backbones import gguf_file
 @dataclass(frozen=True)
 class Language:
     """Of a decoder. tokenizer: tokenizer.json, without truncation and padding. beginning: the token that the tokenizer
-    puts before every text. ends: tokens that end one, or a turn; the first is the tokenizer's own. chat_template: Jinja;
-    None where the model has not learned to chat."""
+    puts before every text. ends: tokens that end one, or a turn; the first is the tokenizer's own. chat_template: in
+    Jinja; None where the model has not learned to chat."""
 
     tokenizer: bytes
     padding: int
@@ -45,7 +45,9 @@ def language(place: str, config: Mapping[str, Any]) -> Language:
     if isinstance(vocabulary, int) and largest >= vocabulary:
         raise ValueError(f"model {place!r}: its tokenizer has a token {largest}, and the model {vocabulary} tokens")
     if not ends:
-        raise ValueError(f"model {place!r}: neither tokenizer nor config says by which token a text ends (eos_token_id)")
+        raise ValueError(
+            f"model {place!r}: neither tokenizer nor config says by which token a text ends (eos_token_id)"
+        )
     padding = config.get("pad_token_id")
     return Language(
         tokenizer=tokenizer.to_str().encode(),

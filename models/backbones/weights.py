@@ -7,6 +7,8 @@ folder with one. Only safetensors, GGUF and tensors-only PyTorch files are read;
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,8 +55,8 @@ def spec_for(model: str, backbones: Mapping[str, str] = NO_BACKBONES) -> ModelSp
         if architecture == "text_encoder" and str((config.get("architectures") or [""])[0]).endswith("ForCausalLM"):
             raise ValueError(
                 f"model {model!r} is a {config['model_type']}, a decoder of a family that is not known; known are "
-                f"{', '.join(causal_decoder.FAMILIES)}. To read texts alone, take the architecture text_encoder with it "
-                "as `weights`"
+                f"{', '.join(catalog.DECODER_FAMILIES)}. To read texts only, take the architecture text_encoder with "
+                "it as `weights`"
             )
         spec = ModelSpec(architecture=architecture, weights=model)
     return complete(spec, backbones)
@@ -112,12 +114,11 @@ def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKB
         _fill(network, state, weights, optional=("head.",))
         return
     if network.spec.architecture == "causal_decoder":
-        state, optional = _checkpoint(weights, place, AutoModelForCausalLM, "decoder."), ()
-    else:
-        state, optional = _checkpoint(weights, place, AutoModel, "trunk.encoder."), ("head.",)
-        own = network.state_dict()
-        state = {name: tensor for name, tensor in state.items() if name in own}
-    _fill(network, state, weights, optional=optional)
+        _fill(network, _checkpoint(weights, place, AutoModelForCausalLM, "decoder."), weights, optional=())
+        return
+    state = _checkpoint(weights, place, AutoModel, "trunk.encoder.")
+    own = network.state_dict()
+    _fill(network, {name: state[name] for name in state if name in own}, weights, optional=("head.",))
 
 
 def _checkpoint(
@@ -127,14 +128,15 @@ def _checkpoint(
     file = gguf_file.file_at(place)
     source: dict[str, Any] = {"gguf_file": file.name} if file is not None else {"use_safetensors": True}
     try:
-        model, report = reader.from_pretrained(
-            place if file is None else file.parent,
-            **source,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # a GGUF file has a bar that is not to be switched off
+            model, report = reader.from_pretrained(
+                place if file is None else file.parent,
+                **source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except NotImplementedError as error:
         raise ValueError(f"weights {weights!r}: quantized in a way that cannot be read: {error}") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -211,13 +213,13 @@ def _architectures(model: str, config: Mapping[str, Any]) -> tuple[str, ...]:
         return ("image_encoder",)
     saved_as = config.get("architectures") or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(family))]
     writes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(family)) in saved_as and not config.get("is_encoder_decoder")
-    if family in causal_decoder.FAMILIES:
+    if family in catalog.DECODER_FAMILIES:
         return ("causal_decoder", "text_encoder") if writes else ("text_encoder", "causal_decoder")
     if is_text_encoder(config):
         return ("text_encoder",)
     raise ValueError(
         f"model {model!r} is a {family}: neither an encoder of texts, nor a decoder or an image backbone of a family "
-        f"that is known ({', '.join((*causal_decoder.FAMILIES, *image_encoder.FAMILIES))})"
+        f"that is known ({', '.join((*catalog.DECODER_FAMILIES, *image_encoder.FAMILIES))})"
     )
 
 
