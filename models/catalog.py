@@ -318,6 +318,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     modalities: the kinds of data that it can read.
     objectives: types of a recipe's objective that it can learn by; the first one when the recipe names none.
+    transformer: it is made of a Transformer's layers, or may be: they can be adapted, and computed again for gradients.
     """
 
     name: str
@@ -326,6 +327,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     builder: str
     description: str
     objectives: tuple[str, ...] = SUPERVISED
+    transformer: bool = False
 
 
 class Backbone(msgspec.Struct, frozen=True, kw_only=True):
@@ -420,6 +422,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=ImageEncoderParameters,
             builder="models.backbones.image_encoder:build",
             description="ResNet, ConvNeXt, MobileNet or ViT from a Hugging Face folder or hub id",
+            transformer=True,
         ),
         Card(
             name="text_encoder",
@@ -427,6 +430,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=TextEncoderParameters,
             builder="models.backbones.text_encoder:build",
             description="Any Hugging Face text encoder (BERT, MiniLM, RoBERTa, ...) with mean or first-token pooling",
+            transformer=True,
         ),
         Card(
             name="mlp",
@@ -516,6 +520,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer:build",
             description="Transformer: an encoder that reads a text, a decoder that writes its translation",
             objectives=("translation",),
+            transformer=True,
         ),
         Card(
             name="transformer_encoder",
@@ -524,6 +529,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer_encoder:build",
             description="Transformer encoder that reads texts both ways, with a vocabulary of its own",
             objectives=(*SUPERVISED, "masked_tokens"),
+            transformer=True,
         ),
         Card(
             name="transformer_decoder",
@@ -532,6 +538,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer_decoder:build",
             description="Transformer decoder, causal: a language model with a vocabulary of its own",
             objectives=("next_token",),
+            transformer=True,
         ),
     )
 }
