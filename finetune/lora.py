@@ -87,31 +87,33 @@ def hold_base(network: Network) -> None:
 
 
 def merge(network: Network) -> dict[str, bytes]:
-    """Add the adapter to the weights, in place: the network is built as it was before `adapt`, and computes what it
-    computed with the adapter.
+    """Add all adapters to the weights, in place: the network is built as it was before `adapt`, and computes what it
+    computed with them.
 
-    Returns the adapter as the files that peft's PeftModel.from_pretrained loads onto the base.
+    Returns each adapter as the two files that peft's PeftModel.from_pretrained loads onto the base, "adapter/...", or
+    "member-01-adapter/..." of the networks of an ensemble. None are there where there are no adapters.
     """
-    root = adapted(network)
-    config: peft.LoraConfig = root.peft_config[ADAPTER]  # type: ignore[index]
-    files = adapter_files(root, config)
-    layers = [(name, module) for name, module in root.named_modules() if isinstance(module, LoraLayer)]
-    for name, layer in layers:
-        layer.merge()
-        parent, _, attribute = name.rpartition(".")
-        setattr(root.get_submodule(parent), attribute, layer.get_base_layer())
-    del root.peft_config
+    roots = [module for module in network.modules() if "peft_config" in vars(module)]
+    files = {}
+    for number, root in enumerate(roots, 1):
+        folder = "adapter" if len(roots) == 1 else f"member-{number:02d}-adapter"
+        files.update({f"{folder}/{name}": content for name, content in adapter_files(root).items()})
+        for name, layer in list(root.named_modules()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                parent, _, attribute = name.rpartition(".")
+                setattr(root.get_submodule(parent), attribute, layer.get_base_layer())
+        del root.peft_config
     return files
 
 
-def adapter_files(root: nn.Module, config: peft.LoraConfig) -> dict[str, bytes]:
+def adapter_files(root: nn.Module) -> dict[str, bytes]:
     """adapter_config.json and adapter_model.safetensors, their names as peft has them for a model of its own."""
     state = peft.get_peft_model_state_dict(root, adapter_name=ADAPTER, save_embedding_layers=False)
     tensors = {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in sorted(state.items())}
-    settings = {
-        name: sorted(value) if isinstance(value, set) else value
-        for name, value in {**config.to_dict(), "inference_mode": True}.items()
-    }
+    config: peft.LoraConfig = root.peft_config[ADAPTER]  # type: ignore[index]
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    settings["inference_mode"] = True
     return {
         "adapter_config.json": json.dumps(settings, indent=2, sort_keys=True).encode(),
         "adapter_model.safetensors": save(tensors, {"format": "pt"}),

@@ -171,6 +171,12 @@ def learning(network: Network, transfer: Transfer) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
+def fixed(network: Network, transfer: Transfer) -> dict[str, nn.Parameter]:
+    """The other ones, which stay what they are in the whole run."""
+    learned = learning(network, transfer)
+    return {name: parameter for name, parameter in network.named_parameters() if name not in learned}
+
+
 def set_mode(network: Network, frozen: Iterable[nn.Module]) -> None:
     """Training mode and gradients for all but the `frozen` blocks, and what adapters stand beside.
 
