@@ -17,8 +17,8 @@ from export.decoder import write_decoder
 from export.onnx import export_onnx
 from export.parity import ParityError, check
 from models import registry
-from models.backbones import causal_decoder
 from models.backbones.causal_decoder import CausalDecoder
+from models.catalog import DECODER_FAMILIES
 from models.decoder_parts import LanguageNetwork
 from models.spec import Classification, LanguageModel, ModelSpec
 from models.transformer_decoder import CausalNetwork
@@ -153,7 +153,7 @@ def test_a_network_comes_back_from_its_folder(network: CausalDecoder, tmp_path: 
 
 
 def test_every_family_is_under_test() -> None:
-    assert {config.model_type for config in CONFIGS.values()} == set(causal_decoder.FAMILIES)
+    assert {config.model_type for config in CONFIGS.values()} == set(DECODER_FAMILIES)
 
 
 @pytest.mark.parametrize(
