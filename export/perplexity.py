@@ -15,8 +15,8 @@ from export.slot_parity import Slots
 
 # Tokens that are read at once; their logits are in memory together.
 PIECE = 128
-# Steps that are timed, after a few that are not, behind so many tokens.
-STEPS, WARM_STEPS, BEHIND = 24, 4, 64
+# Steps that are timed, after a few that are not; the place of the token that they read, where a text is so long.
+STEPS, WARM_STEPS, TIMED_PLACE = 24, 4, 64
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Judged:
 def judge(path: Path, texts: Sequence[NDArray[np.int64]], progress: Callable[[int, int], None]) -> Judged:
     """Of the graph at `path` on texts of at least two tokens, one of them at least. progress: tokens read, and all."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    slots = Slots(session, 1, max(BEHIND + STEPS + WARM_STEPS, *(len(text) for text in texts)))
+    longest = max(len(text) for text in texts)
+    slots = Slots(session, 1, longest)
     total, count, of = 0.0, 0, sum(len(text) for text in texts)
     read = 0
     for text in texts:
@@ -46,7 +47,7 @@ def judge(path: Path, texts: Sequence[NDArray[np.int64]], progress: Callable[[in
             read += len(token)
     progress(of, of)
     size = sum(one.stat().st_size for one in path.parent.glob(f"{path.name}*"))
-    return Judged(float(np.exp(total / count)), count, _tokens_per_second(slots), size)
+    return Judged(float(np.exp(total / count)), count, _tokens_per_second(slots, min(TIMED_PLACE, longest)), size)
 
 
 def texts_of(batches: Iterable[Mapping[str, NDArray[np.int64]]], most: int) -> Iterator[NDArray[np.int64]]:
@@ -70,11 +71,11 @@ def _log_probabilities(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -
     return found
 
 
-def _tokens_per_second(slots: Slots) -> float:
-    """The median step's, of one sequence."""
+def _tokens_per_second(slots: Slots, length: int) -> float:
+    """The median step's, of one sequence that is then `length` tokens long."""
     seconds = []
-    for step in range(WARM_STEPS + STEPS):
+    for _ in range(WARM_STEPS + STEPS):
         begin = time.perf_counter()
-        slots.run(0, np.zeros((1, 1), np.int64), np.array([BEHIND + step + 1]), np.zeros(1, np.int64))
+        slots.run(0, np.zeros((1, 1), np.int64), np.array([length]), np.zeros(1, np.int64))
         seconds.append(time.perf_counter() - begin)
     return 1.0 / float(np.median(seconds[WARM_STEPS:]))

@@ -1,64 +1,93 @@
 """The matrices of a language model's graph in 8 or 4 bits: a quarter of the bytes that every token has to read.
 
-Each block of BLOCK numbers along a matrix's input is kept as small whole numbers with a scale and a zero of its own, by
-rounding to the nearest; ONNX Runtime's MatMulNBits multiplies by them, the states in 8 bits, too (accuracy level 4).
-The table of tokens and the matrix that answers have 8 bits always: they are what rounding harms most. Where both are
-one table, it is kept once.
+ONNX Runtime's MatMulNBits multiplies by blocks of whole numbers. The table of tokens and the matrix that answers have 8
+bits always: they are what rounding harms most. Where both are one table, it is kept once. What is lost is measured on
+texts that were held out, and where that is too much nothing is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from export.blocks import BLOCK, blocks
 from export.decoder import ALIGNMENT, DATA, FUSED
+from export.perplexity import Judged, judge
 
-# Of the choices 32, 64 and 128, with and without a zero of its own, with states in 8 bits or as floats, this loses
-# least for its speed: measured by perplexity and tokens a second of SmolLM2-135M on AVX-512.
-BLOCK = 32
+# States are rounded to 8 bits as they are multiplied: as floats they are eight times slower, and no better.
 ACCURACY = 4
 TABLE_BITS = 8
 # Smaller matrices gain nothing.
 SMALLEST = 2**10
+TOLD_SECONDS = 5.0
+BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """A matrix [out, in] in pieces: values uint8 [out, blocks, BLOCK · bits / 8], 4-bit numbers two in a byte, the
-    first in its lower half; scales float32 [out, blocks]; zeros uint8 [out, blocks · bits / 8, rounded up]."""
+class Quantization:
+    """weights: of what kind the matrices become. most_loss: the share that the perplexity on `held_out`, the tokens of
+    texts that nothing was learned from, may rise by."""
 
-    values: NDArray[np.uint8]
-    scales: NDArray[np.float32]
-    zeros: NDArray[np.uint8]
-
-
-def blocks(matrix: NDArray[np.float32], bits: int) -> Blocks:
-    """matrix: [out, in], filled up with zeros to whole blocks. A number is (value - zero) · scale."""
-    count, most = -(-matrix.shape[1] // BLOCK), 2**bits - 1
-    whole = np.zeros((len(matrix), count * BLOCK), np.float32)
-    whole[:, : matrix.shape[1]] = matrix
-    pieces = whole.reshape(len(matrix), count, BLOCK)
-    least = np.minimum(pieces.min(axis=2, keepdims=True), 0.0)
-    scales = (np.maximum(pieces.max(axis=2, keepdims=True), 0.0) - least) / np.float32(most)
-    safe = np.where(scales == 0, 1, scales)
-    zeros = np.round(-least / safe)
-    values = np.clip(np.round(pieces / safe) + zeros, 0, most).astype(np.uint8)
-    return Blocks(_packed(values, bits), scales[:, :, 0].astype(np.float32), _packed(zeros[:, :, 0].astype(np.uint8), bits))
+    weights: Literal["int8", "int4"]
+    most_loss: float
+    held_out: Sequence[NDArray[np.int64]]
 
 
-def numbers(kept: Blocks, width: int, bits: int) -> NDArray[np.float32]:
-    """The matrix [out, width] that `blocks` stands for."""
-    values = _unpacked(kept.values, bits).astype(np.float32)
-    zeros = _unpacked(kept.zeros, bits)[:, : kept.scales.shape[1], None]
-    found: NDArray[np.float32] = ((values - zeros) * kept.scales[:, :, None]).reshape(len(values), -1)[:, :width]
-    return found
+class TooMuchLost(ValueError):
+    """The quantized model predicts too much worse; the message says by how much and what to do."""
+
+
+def quantize_judged(path: Path, wanted: Quantization, progress: Callable[[str], None]) -> dict[str, float]:
+    """Quantize the graph at `path` in place; perplexity, tokens a second and bytes before and after, by name.
+
+    Raises TooMuchLost, and ValueError when there are no texts to judge it on.
+    """
+    if not wanted.held_out:
+        raise ValueError(f"{wanted.weights}: there are no held-out texts of two tokens or more to judge it on")
+    before = judge(path, wanted.held_out, _now_and_then(progress, "judging float32", "tokens"))
+    quantize(path, BITS[wanted.weights], _now_and_then(progress, f"to {wanted.weights}", "matrices"))
+    after = judge(path, wanted.held_out, _now_and_then(progress, f"judging {wanted.weights}", "tokens"))
+    rise = after.perplexity / before.perplexity - 1.0
+    words = (
+        f"perplexity on {before.tokens:,} held-out tokens is {after.perplexity:.4g} in {wanted.weights} and "
+        f"{before.perplexity:.4g} in float32, {100 * rise:+.2f} in 100"
+    )
+    if not rise <= wanted.most_loss:  # also true of NaN
+        raise TooMuchLost(
+            f"{wanted.weights}: {words}; {100 * wanted.most_loss:g} are allowed. Nothing is published: "
+            f"{'take int8, or ' if wanted.weights == 'int4' else ''}allow more (most_loss), or keep float32"
+        )
+    progress(f"{words}; {after.bytes / 2**20:,.1f} in place of {before.bytes / 2**20:,.1f} MiB")
+    return {**_figures("float32", before), **_figures(wanted.weights, after), "held_out_tokens": float(before.tokens)}
+
+
+def _figures(weights: str, judged: Judged) -> dict[str, float]:
+    return {
+        f"{weights}_perplexity": judged.perplexity,
+        f"{weights}_tokens_per_second": judged.tokens_per_second,
+        f"{weights}_bytes": float(judged.bytes),
+    }
+
+
+def _now_and_then(tell: Callable[[str], None], words: str, what: str) -> Callable[[int, int], None]:
+    """Tells how much is done, every few seconds."""
+    told = time.monotonic()
+
+    def progress(done: int, of: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TOLD_SECONDS:
+            tell(f"{words}: {done:,} of {of:,} {what}")
+            told = time.monotonic()
+
+    return progress
 
 
 def quantize(path: Path, bits: int, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
@@ -94,7 +123,7 @@ class _Rewriting:
             replaced[node.name] = self._product(node, TABLE_BITS if node is answer else self.bits)
         self.progress(len(products), len(products))
         for node in nodes:
-            if node.op_type == "Gather" and self._large(node.input[0]):
+            if node.op_type == "Gather" and node.input[1] == "token" and self._large(node.input[0]):
                 replaced[node.name] = self._lookup(node, answer)
         del self.graph.node[:]
         self.graph.node.extend(new for node in nodes for new in replaced.get(node.name, [node]))
@@ -147,7 +176,8 @@ class _Rewriting:
     def _blocks(self, weight: str, matrix: NDArray[np.float32], bits: int) -> list[str]:
         """The names of a matrix's values, scales and zeros, once they are written."""
         found, names = blocks(matrix, bits), _names(weight)
-        for name, values in zip(names, (found.values, found.scales, found.zeros), strict=True):
+        parts: tuple[NDArray[Any], ...] = (found.values, found.scales, found.zeros)
+        for name, values in zip(names, parts, strict=True):
             self._keep(name, values)
         return names
 
@@ -156,14 +186,14 @@ class _Rewriting:
         return tensor is not None and len(tensor.dims) == 2 and int(np.prod(tensor.dims)) >= SMALLEST
 
     def _number(self, name: str, values: list[int]) -> str:
-        self.after[name] = numpy_helper.from_array(np.int64(values), name)
+        self.after[name] = numpy_helper.from_array(np.array(values, np.int64), name)
         return name
 
     def _values(self, name: str) -> NDArray[Any]:
         """Of a constant of the graph before, mapped from its file."""
         tensor = self.before[name]
         if tensor.data_location != TensorProto.EXTERNAL:
-            return numpy_helper.to_array(tensor)
+            return np.asarray(numpy_helper.to_array(tensor))
         place = {entry.key: entry.value for entry in tensor.external_data}
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         return np.memmap(self.data, dtype, "r", int(place["offset"]), tuple(tensor.dims))
@@ -190,19 +220,3 @@ def _names(weight: str) -> list[str]:
 def _node(kind: str, inputs: list[str], stands_for: onnx.NodeProto, **attributes: Any) -> onnx.NodeProto:
     outputs = list(stands_for.output)
     return helper.make_node(kind, inputs, outputs, name=stands_for.name, domain=FUSED, **attributes)
-
-
-def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """4-bit numbers along the last axis, two in a byte."""
-    if bits == 8:
-        return values
-    if values.shape[-1] % 2:
-        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
-    found: NDArray[np.uint8] = values[..., ::2] | (values[..., 1::2] << 4)
-    return found
-
-
-def _unpacked(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    if bits == 8:
-        return packed
-    return np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)
