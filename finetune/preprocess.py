@@ -54,6 +54,8 @@ class Items:
     lengths: int64 [items], tokens of texts and steps of series; None for the others.
     collate: rows of the data set → graph inputs by name; rows: int64 [items], those of these items.
     owners: int64 [items], the item of the data set that each is a part of; None where each is a whole one.
+    padding: what stands behind the targets of a shorter text. remarks: what a person should know of how the items were
+        prepared: what was cut, what was left out.
     """
 
     targets: np.ndarray
@@ -61,6 +63,8 @@ class Items:
     rows: np.ndarray
     collate: Callable[[np.ndarray], Inputs]
     owners: np.ndarray | None = None
+    padding: int = PAD
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +76,7 @@ class Items:
     def batch_targets(self, positions: np.ndarray) -> np.ndarray:
         """Targets of the items at `positions`, [batch, ...]; of texts int64 [batch, tokens], padded behind the end."""
         found = self.targets[positions]
-        return pad(found, PAD, max_length=0, multiple=1)[0] if found.dtype == object else found
+        return pad(found, self.padding, max_length=0, multiple=1)[0] if found.dtype == object else found
 
     def select(self, positions: np.ndarray) -> Items:
         """The items at `positions`, or all parts of these items of the data set; nothing is prepared again."""

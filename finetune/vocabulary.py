@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 PAD, UNK, BOS, EOS, MASK = range(5)
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[MASK]")
+# In the place of a token that is not to be predicted.
+UNASKED = -1
 # Every byte has a token of its own.
 SMALLEST = len(SPECIAL) + 256
 

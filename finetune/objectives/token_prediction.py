@@ -18,7 +18,7 @@ from finetune.task import METRICS
 class TokenPrediction(Objective):
     """-log p of each token that is asked for, in nats, summed; a mean is one over tokens.
 
-    Targets are the texts' own tokens, int64 [batch, tokens], [BOS] first, padded at the end. Outputs are `logits`
+    Targets are the texts' own tokens, int64 [batch, tokens], UNASKED behind the end. Outputs are `logits`
     float32 [asked, vocabulary], `wanted` int64 [asked], and where these stand, `row` and `place` int64 [asked].
     """
 
@@ -31,8 +31,9 @@ class TokenPrediction(Objective):
         sizes: int64 [vocabulary, 2], bytes and characters of each token."""
         self.vocabulary = len(sizes)
         self.sizes = torch.from_numpy(sizes)
-        # The first token is [BOS], which is never asked for. Every token counts once more than it occurs.
-        counts = np.bincount(np.concatenate([tokens[1:] for tokens in train]), minlength=self.vocabulary) + 1
+        # The first token is never asked for. Every token counts once more than it occurs.
+        tokens = np.concatenate([tokens[1:] for tokens in train])
+        counts = np.bincount(tokens[tokens >= 0], minlength=self.vocabulary) + 1
         self.unigram = torch.from_numpy(-np.log(counts / counts.sum())).float()
         self.usual = int(counts.argmax())
 
