@@ -17,6 +17,7 @@ from export.processing.inputs import InputSpec, TextInput
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +89,17 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     package_versions: dict[str, str] = {}
 
 
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a language model writes. context: most tokens of a sequence, prompt and answer. end_token_ids: any of them
+    ends a sequence. chat_template: the file of the Jinja template that chats are rendered by; None: it knows no chats.
+    weights: how those of the graph's matrices are kept."""
+
+    context: int
+    end_token_ids: list[int]
+    chat_template: str | None = None
+    weights: Literal["float32", "int8", "int4"] = "float32"
+
+
 class Batching(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_size: int = 64
     max_queue_delay_ms: float = 0.0
@@ -99,7 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     task: the tag of the ModelSpec's task. inputs, outputs: of model.onnx; graphs: of every other `<name>.onnx`.
     labels: labels[i] names logit i, or value i; of a binary model, logit 0 is that of labels[1]. interval: of the
     values, where it is known. heads: the same for each of several heads. output_text: the texts that a translation
-    writes. model: the complete ModelSpec as JSON data.
+    writes. generation: of a language model. model: the complete ModelSpec as JSON data.
     """
 
     format: int = FORMAT
@@ -109,6 +121,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     input: InputSpec
     output_text: TextInput | None = None
+    generation: Generation | None = None
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     graphs: dict[str, GraphSpec] = {}

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from export import model_card, parity
-from export.bundle import GraphSpec, Head, Interval, Lineage, Manifest
+from export.bundle import CHAT_TEMPLATE, Generation, GraphSpec, Head, Interval, Lineage, Manifest
 from export.onnx import export_onnx
 from export.processing.inputs import DataInput, ImageInput, InputSpec, LatentInput, TextInput
 from export.publish import publish, staging
@@ -38,6 +38,8 @@ def bundle(
     tokenizer: bytes | None,
     output_text: TextInput | None = None,
     output_tokenizer: bytes | None = None,
+    generation: Generation | None = None,
+    chat_template: str | None = None,
     validation: Iterable[Mapping[str, np.ndarray]],
     metrics: Mapping[str, float],
     evaluation: Evaluation | None,
@@ -49,7 +51,8 @@ def bundle(
 
     input: how the network's own inputs are read. labels: one for each logit or value, none for an embedding. heads:
     labels of each of several heads. intervals: of numbers, by the name of the head, "" where there is only one.
-    tokenizer: tokenizer.json, for texts. output_text, output_tokenizer: of the texts that are written. validation:
+    tokenizer: tokenizer.json, for texts. output_text, output_tokenizer: of the texts that are written. generation,
+    chat_template: of a language model; the template itself, as `export.bundle.CHAT_TEMPLATE` holds it. validation:
     batches of the network's inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name.
     progress: told of each stage in a sentence. Raises ParityError, and then nothing is published.
     """
@@ -74,6 +77,9 @@ def bundle(
         if output_text is not None:
             assert output_tokenizer is not None, "a text model needs its tokenizer"
             (folder / output_text.tokenizer).write_bytes(output_tokenizer)
+        if generation is not None and chat_template is not None:
+            (folder / CHAT_TEMPLATE).write_text(chat_template)
+            generation = msgspec.structs.replace(generation, chat_template=CHAT_TEMPLATE)
         if evaluation is not None:
             (folder / "evaluation.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)))
             evaluation.plot(folder / "evaluation.png")
@@ -90,6 +96,7 @@ def bundle(
             task=tag(task),
             input=served_input(main, input),
             output_text=output_text,
+            generation=generation,
             inputs=main.inputs,
             outputs=main.outputs,
             graphs=graphs,

@@ -95,7 +95,7 @@ def _use(manifest: Manifest) -> str:
             words = f"Texts of at most {max_length} tokens; a longer one is refused."
             call = _json_call("completions", manifest.name, '"some text"', field="prompt")
         case TextInput(max_length=max_length) if manifest.task == "language_model":
-            words = f"Texts to go on with, of at most {max_length} tokens with what is written."
+            words = f"Texts to go on with, of at most {max_length:,} tokens with what is written."
             call = _json_call("completions", manifest.name, '"some text"', field="prompt")
         case TextInput(max_length=max_length):
             words = f"Texts; what is longer than {max_length} tokens is cut."

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from export import bundle
-from export.bundle import Manifest
+from export.bundle import Generation, Manifest
 from export.processing.images import open_image
 from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
 from finetune import ensembles
@@ -26,7 +26,7 @@ from finetune.vocabulary import BOS, EOS, PAD, tokens_of, train_tokenizer
 from models import catalog, registry
 from models.backbones import weights
 from models.network import Network
-from models.spec import ModelSpec, Task
+from models.spec import LanguageModel, ModelSpec, Task
 
 # Images whose headers are read to choose how images are brought to size.
 LOOKED_AT = 200
@@ -57,12 +57,14 @@ class Origin:
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How data enter a network: its complete spec, the graph's input, and for texts the tokenizer.json. written: the
-    texts that it learns to write."""
+    texts that it learns to write. generation, chat_template: of a language model; the template itself."""
 
     spec: ModelSpec
     input: DataInput
     tokenizer: bytes | None = None
     written: Written | None = None
+    generation: Generation | None = None
+    chat_template: str | None = None
 
 
 def find(model: str | ModelSpec, repository: Path, backbones: Mapping[str, str]) -> Origin:
@@ -288,7 +290,11 @@ def _read_words(
         input = TextInput(max_length=length, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
         tokenizer = train_tokenizer((dataset.content(int(item)) for item in learned), parameters.vocabulary_size)
     spec = _complete(origin.spec, task, vocabulary=tokens_of(tokenizer), max_length=length)
-    return Reading(spec=spec, input=input, tokenizer=tokenizer)
+    generation = None
+    if isinstance(task, LanguageModel):
+        assert input.eos_token_id is not None, "a vocabulary that is learned has an end"
+        generation = Generation(context=length, end_token_ids=[input.eos_token_id])
+    return Reading(spec=spec, input=input, tokenizer=tokenizer, generation=generation)
 
 
 def _read_pairs(

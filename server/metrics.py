@@ -1,60 +1,25 @@
 """What the server counts and measures, in Prometheus's terms: espalier_<noun>_<unit>[_total], seconds and bytes.
 
 Figures of the hot path are plain numbers that only the event loop touches, turned into metrics when they are asked
-for: a histogram of prometheus-client costs microseconds an observation, a list and a bisection a tenth of that.
+for.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from server.generation_metrics import Generation
+from server.histograms import Histograms
+
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-
-class Distribution:
-    """One histogram's numbers. Not for threads: the event loop alone observes."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-
-class Histograms:
-    """A family of distributions by label values; a collector of prometheus-client."""
-
-    def __init__(self, name: str, words: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
-        self.name, self.words, self.label_names, self.bounds = name, words, labels, bounds
-        self.children: dict[tuple[str, ...], Distribution] = {}
-
-    def labels(self, *values: str) -> Distribution:
-        """The distribution of these label values; keep it and observe on it."""
-        return self.children.setdefault(values, Distribution(self.bounds))
-
-    def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(self.name, self.words, labels=self.label_names)
-        for values, child in list(self.children.items()):
-            total, buckets = 0, []
-            for bound, count in zip([*map(str, map(float, self.bounds)), "+Inf"], child.counts, strict=True):
-                total += count
-                buckets.append((bound, total))
-            family.add_metric(values, buckets, child.sum)
-        yield family
 
 
 class JobGauges:
@@ -100,7 +65,7 @@ class Metrics:
             "espalier_stage_seconds", "time in decode, queue, inference and encode", [*version, "stage"], SECONDS
         )
         self.batches = Histograms("espalier_batch_rows", "rows that ran together", version, ROWS)
-        self.tokens: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        self.generation = Generation()
         self.queue: dict[tuple[str, str], Callable[[], int]] = {}
         self.model_info = Gauge(
             "espalier_model_info",
@@ -118,23 +83,19 @@ class Metrics:
             registry=self.registry,
         )
         self.jobs = JobGauges()
-        for collector in (self.latency, self.stages, self.batches, self.jobs, self):
+        for collector in (self.latency, self.stages, self.batches, self.generation, self.jobs, self):
             self.registry.register(collector)
 
     def collect(self) -> Iterator[Metric]:
-        """The counters of requests and tokens, and the depth of every queue."""
+        """The counters of requests, and the depth of every queue."""
         requests = Metric("espalier_requests", "inference requests by outcome (HTTP status)", "counter")
         for (route, name, status), count in list(self.requests.items()):
             labels = {"route": route, "model": name, "outcome": status}
             requests.add_sample("espalier_requests_total", labels, count)
-        tokens = Metric("espalier_tokens", "tokens of completions, by whether they were read or written", "counter")
-        for (name, number, kind), count in list(self.tokens.items()):
-            tokens.add_sample("espalier_tokens_total", {"model": name, "version": number, "kind": kind}, count)
         depth = Metric("espalier_queue_rows", "rows waiting for a run", "gauge")
         for (name, number), waiting in list(self.queue.items()):
             depth.add_sample("espalier_queue_rows", {"model": name, "version": number}, waiting())
         yield requests
-        yield tokens
         yield depth
 
     def render(self) -> bytes:

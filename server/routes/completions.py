@@ -133,8 +133,9 @@ def usage(
     """Of a request, counted by the metrics, too."""
     read = sum(map(len, prompts))
     written = sum(len(candidate.tokens) for candidates in found for candidate in candidates)
-    exchange.metrics.tokens[model.name, str(model.version), "read"] += read
-    exchange.metrics.tokens[model.name, str(model.version), "written"] += written
+    counted = exchange.metrics.generation.of(model.name, str(model.version))
+    counted.prompt_tokens += read
+    counted.generation_tokens += written
     return CompletionUsage(read, written, read + written)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from server.metrics import Distribution
+from server.histograms import Distribution
 from server.runtime.answers import Rows
 
 # A batch is filled with rows of other lengths while less than this share of it is padding.

@@ -108,6 +108,7 @@ class Repository:
     def _retire(self, model: Model) -> None:
         labels = (model.name, str(model.version))
         self.metrics.queue.pop(labels, None)
+        self.metrics.generation.retire(*labels)
         self.metrics.model_info.remove(*labels, model.manifest.task, model.provider)
         self.metrics.load_seconds.remove(*labels)
 

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from demo.datasets import catalogue
-from export.bundle import Manifest
+from export.bundle import Generation, Manifest
 from finetune.greedy import translate
 from finetune.vocabulary import BOS, EOS
 from models import registry
@@ -65,6 +65,7 @@ def test_a_decoder_goes_on_over_http_as_in_pytorch(live: Live) -> None:
         hyperparameters=quick(6),
     )
     assert manifest.task == "language_model"
+    assert manifest.generation == Generation(context=64, end_token_ids=[EOS])
     assert manifest.metrics["perplexity"] < manifest.metrics["unigram_perplexity"]
     network, tokenizer = whole(live, manifest)
     # Together, so that most are padded; and one is empty, which goes on from the beginning.

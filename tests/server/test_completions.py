@@ -254,5 +254,5 @@ def test_a_translation_is_asked_elsewhere_for_a_class(live: Live) -> None:
 def test_tokens_are_counted(live: Live) -> None:
     ask(live, "german", "the dog")
     text = live.client.get("/metrics").text
-    assert 'espalier_tokens_total{kind="written",model="german",version="1"}' in text
+    assert 'espalier_generation_tokens_total{model="german",version="1"}' in text
     assert 'espalier_requests_total{model="german",outcome="200",route="/v1/completions"}' in text

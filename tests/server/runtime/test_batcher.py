@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.metrics import ROWS, SECONDS, Distribution
+from server.histograms import Distribution
+from server.metrics import ROWS, SECONDS
 from server.runtime.batcher import Batcher, ClientGone, DeadlinePassed, QueueFull, RunFailed, alike
 
 LATER = 3600.0
