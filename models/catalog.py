@@ -531,7 +531,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=TransformerParameters,
             builder="models.transformer_decoder:build",
             description="Transformer decoder, causal: a language model with a vocabulary of its own",
-            objectives=("next_token",),
+            objectives=("next_token", "chat"),
         ),
     )
 }

@@ -115,8 +115,10 @@ def characters(chat: Chat) -> int:
     return sum(len(message.content) for message in chat.messages)
 
 
-def texts(chat: Chat) -> list[str]:
-    """What is said in it, text by text."""
+def texts(chat: Chat | str) -> list[str]:
+    """What is said in it, text by text; of a text that."""
+    if isinstance(chat, str):
+        return [chat]
     if isinstance(chat, Completion):
         return [chat.prompt, chat.completion]
     return [message.content for message in chat.messages]

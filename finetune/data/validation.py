@@ -129,6 +129,15 @@ def kind_of(report: Report, data: Data, wanted: Wanted) -> Holding:
     return "table" if rest and rest <= set(report.numeric) else report.kind
 
 
+def holds_conversations(path: Path, filename: str, data: Data) -> bool:
+    """Whether a file is one of conversations for a job that does not say what it learns, as `kind_of` finds it."""
+    opened = open_file(path, filename)
+    if isinstance(opened, Table):
+        labelled = {Data().text_column, Data().label_column, data.text_column} & {*opened.columns}
+        return not labelled and holds_chats(opened)
+    return isinstance(opened, Lines)
+
+
 def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str]:
     """Why a job cannot learn from the file; empty when it can. wanted: classes in the label column when None."""
     wanted = wanted or wanted_of(CrossEntropy(), data)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.reports import language_model
+from export.reports.evaluation import Evaluation
 from export.reports.language_model import PLACES, LanguageModelReport
 from finetune import recipe
 from finetune.objectives.objective import Objective
@@ -24,6 +25,7 @@ class TokenPrediction(Objective):
 
     metrics = METRICS[recipe.NextToken]
     falling = frozenset({"perplexity"})
+    compares = True
     whole = False
 
     def __init__(self, train: np.ndarray, sizes: np.ndarray) -> None:
@@ -74,6 +76,12 @@ class TokenPrediction(Objective):
 
     def report(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> LanguageModelReport:
         return language_model.evaluation(kept, self.whole)
+
+    def compared(self, found: Evaluation, before: Evaluation) -> tuple[Evaluation, str]:
+        assert isinstance(found, LanguageModelReport)
+        assert isinstance(before, LanguageModelReport)
+        both = language_model.compared(found, before)
+        return both, both.sentence()
 
 
 def before(asked: Tensor, length: int) -> Tensor:
