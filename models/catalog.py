@@ -447,7 +447,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=CausalDecoderParameters,
             builder="models.backbones.causal_decoder:build",
             description="Llama, Mistral, Qwen2, Qwen3 or GPT-2 from a Hugging Face folder, hub id or GGUF file",
-            objectives=("next_token",),
+            objectives=("next_token", "chat"),
         ),
         Card(
             name="mlp",

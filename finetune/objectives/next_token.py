@@ -14,7 +14,8 @@ from finetune.packing import packed
 
 class NextToken(TokenPrediction):
     """Every token of the targets but the first is asked for, at the place before it; those that are below 0 are read
-    and not asked for."""
+    and not asked for. Nothing is asked where the token at that place is left out (`augmentation.word_dropout`); the
+    others count more for it."""
 
     whole = True
 
@@ -29,9 +30,9 @@ class NextToken(TokenPrediction):
     def outputs(
         self, model: nn.Module, inputs: list[Tensor], targets: Tensor, step: int | None
     ) -> Mapping[str, Tensor]:
-        """The model is asked at the place before each token."""
+        """The model is asked at the place before each token. `share`: of what is to be asked for, what is."""
         input_ids, attention_mask = inputs
-        known = targets[:, 1:] >= 0
+        known = (targets[:, 1:] >= 0) & attention_mask[:, : targets.shape[1] - 1].bool()
         row, place = known.nonzero(as_tuple=True)
         if self.row is None:
             found = model(input_ids, attention_mask, before(known, input_ids.shape[1]))
@@ -45,4 +46,9 @@ class NextToken(TokenPrediction):
             order = where.argsort()  # logits come row by row
             row, place = row[order], place[order]
             found = model(texts.input_ids, texts.segments, asked.view_as(texts.segments))
-        return {"logits": found["logits"], "wanted": targets[row, place + 1], "row": row, "place": place}
+        share = known.sum() / self.asked(targets).sum()
+        wanted = targets[row, place + 1]
+        return {"logits": found["logits"], "wanted": wanted, "row": row, "place": place, "share": share}
+
+    def loss(self, outputs: Mapping[str, Tensor], targets: Tensor) -> Tensor:
+        return super().loss(outputs, targets) / outputs["share"].clamp(min=torch.finfo(torch.float32).tiny)
