@@ -146,8 +146,10 @@ class Exchange:
             pass
 
     def find(self, reference: str | None, answer: str | None) -> Model:
-        """The model a request names; answer: what is asked of it, None: what any can do. Raises ApiError 400 when it names none or one that cannot answer so, 404 when it
-        is not served."""
+        """The model a request names; answer: what is asked of it, None: what any can do.
+
+        Raises ApiError 400 when it names none or one that cannot answer so, 404 when it is not served.
+        """
         if not reference:
             raise ApiError(400, "name a model: `model` in the body, or ?model=… beside a raw body", param="model")
         try:

@@ -65,7 +65,8 @@ async def answers(exchange: Exchange, model: Model, asked: Sequence[Asked]) -> l
     """The candidates of each prompt. Raises as `Exchange.order` does."""
     async with ordered(exchange, model, asked, [(None, None)] * len(asked)) as (tickets, left):
         whole = asyncio.gather(*(ticket.future for ticket in tickets))
-        await asyncio.wait([whole, left], return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {whole, left}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not whole.done():
             whole.cancel()
             raise ClientGone
@@ -83,8 +84,9 @@ async def ordered(
     tickets: list[Ticket] = []
     left = asyncio.create_task(exchange.left())
     try:
-        assert (engine := model.engine) is not None, "a language model has one"
-        exchange.begin(model, sum(one.sampling.best_of for one in asked), "prompt")
+        engine = model.engine
+        assert engine is not None, "a language model has one"
+        exchange.begin(model, len(asked), "prompt")
         until = None if exchange.asked_timeout is None else exchange.start + exchange.asked_timeout
         for one, (heard, done) in zip(asked, listeners, strict=True):
             deadline = exchange.start + exchange.timeout

@@ -66,7 +66,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
 def orders_of(request: CompletionRequest, language: LanguageModel) -> list[Asked]:
     """What the engine of a language model is asked. Raises ApiError naming the field that is wrong."""
     for field, words in NOT_CONTINUED.items():
-        if getattr(request, field) not in (None, False, "", 1):
+        if getattr(request, field) and (field != "beams" or request.beams != 1):
             raise wrong(field, words)
     if request.echo and request.logprobs is not None:
         raise wrong("logprobs", "those of a prompt are not computed; leave out echo, or logprobs")

@@ -128,17 +128,20 @@ def biases(asked: dict[str, float], vocabulary: int) -> dict[int, float]:
 
 
 def grammar(asked: ResponseFormat | None, language: LanguageModel) -> Grammar | None:
+    if asked is None or isinstance(asked, TextFormat):
+        return None
+    if (grammars := language.grammars) is None:
+        raise wrong("response_format", "this model's tokens are whole words, which no grammar can be followed with")
     try:
         match asked:
             case JsonObjectFormat():
-                return language.grammars.json_object()
+                return grammars.json_object()
             case JsonSchemaFormat(json_schema=found):
-                return language.grammars.json_schema(found.schema)
+                return grammars.json_schema(found.schema)
             case RegexFormat(pattern=pattern):
-                return language.grammars.regex(pattern)
+                return grammars.regex(pattern)
     except BadInput as error:
         raise wrong("response_format", str(error)) from error
-    return None
 
 
 def room(

@@ -189,8 +189,9 @@ def counted(
 ) -> CompletionUsage:
     """What a translation's request took, counted by the metrics, too; an engine counts its own."""
     spent = usage(sum(map(len, prompts)), sum(len(candidate.tokens) for row in found for candidate in row))
-    exchange.metrics.tokens[model.name, str(model.version), "read"] += spent.prompt_tokens
-    exchange.metrics.tokens[model.name, str(model.version), "written"] += spent.completion_tokens
+    metrics = exchange.metrics.generation.of(model.name, str(model.version))
+    metrics.prompt_tokens += spent.prompt_tokens
+    metrics.generation_tokens += spent.completion_tokens
     return spent
 
 

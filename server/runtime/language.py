@@ -22,11 +22,11 @@ TASK = "language_model"
 class LanguageModel:
     """slots: the network. ends: tokens that end a sequence. context: most tokens of one, prompt and answer. vocabulary:
     token ids are below it. template: chats are rendered by it, with the texts of the tokens bos and eos; None: it knows
-    no chats."""
+    no chats. grammars: None where tokens are not made of bytes, so that no grammar can be followed."""
 
     slots: GraphSlots
     texts: TextProcessor
-    grammars: Grammars
+    grammars: Grammars | None
     ends: frozenset[int]
     context: int
     vocabulary: int
@@ -57,7 +57,10 @@ def language_model(folder: Path, manifest: Manifest, texts: TextProcessor, setti
             compiled(template := (folder / found.chat_template).read_text(encoding="utf-8"))
         slots = GraphSlots(folder / "model.onnx", settings, context=found.context)
         tokenizer = (folder / texts.spec.tokenizer).read_bytes()
-        grammars = Grammars(tokenizer, slots.vocabulary, found.end_token_ids)
+        try:
+            grammars = Grammars(tokenizer, slots.vocabulary, found.end_token_ids)
+        except ValueError:
+            grammars = None
     except (OSError, ValueError, BadInput) as error:
         raise DamagedBundle(f"{folder}: {error}") from error
     name = texts.tokenizer.id_to_token

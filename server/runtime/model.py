@@ -124,7 +124,8 @@ class Model:
             )
             self.answers = {"complete"} if language.template is None else {"complete", "chat"}
             return
-        assert (session := loaded.session) is not None, "what has no engine has a session"
+        session = loaded.session
+        assert session is not None, "what has no engine has a session"
         self.provider = session.provider
         known = answers(loaded.manifest)
 
