@@ -27,6 +27,8 @@ SAMPLES = 16
 PROSE = ("argparse", "calendar", "collections", "concurrent.futures", "csv", "decimal", "difflib", "doctest",
          "fractions", "gettext", "heapq", "json", "logging", "optparse", "pickle", "random", "shlex", "statistics",
          "string", "subprocess", "textwrap", "threading", "typing", "urllib.parse", "zipfile")  # fmt: skip
+# Characters.
+PAGE = 2_000
 # Tokens of each text that PyTorch and ONNX Runtime are compared on, and of all that quantized weights are judged on.
 COMPARED, JUDGED = 128, 8192
 
@@ -148,13 +150,13 @@ def _export_decoder(
 
 
 def prose() -> list[str]:
-    """What the modules of Python's library, and their classes, say of themselves."""
+    """What the modules of Python's library, and their classes, say of themselves: about a page each."""
     found = []
     for name in PROSE:
         module = importlib.import_module(name)
         parts = [module, *(part for part in vars(module).values() if inspect.isclass(part) and part.__module__ == name)]
         found.append("\n\n".join(text for part in parts if (text := inspect.getdoc(part))))
-    return [text for text in found if text]
+    return [text[:PAGE] for text in found if len(text) >= PAGE // 5]
 
 
 def _judged(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
