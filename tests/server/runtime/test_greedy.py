@@ -38,7 +38,7 @@ SMALL = {
 SPECS = {
     "transformer_decoder": ModelSpec(
         architecture="transformer_decoder",
-        hyperparameters={"vocabulary": VOCABULARY, "width": 32, "heads": 4, "depth": 2, "max_length": 128},
+        hyperparameters={"vocabulary": VOCABULARY, "width": 32, "heads": 4, "layers": 2, "max_length": 128},
         task=LanguageModel(),
     ),
     **{
@@ -53,10 +53,8 @@ SPECS = {
         )
     },
 }
-COUNTRIES = (
-    "France Italy Spain Portugal Germany Poland Austria Greece Norway Sweden Finland Denmark Ireland Japan China India "
-    "Egypt Kenya Peru Chile Cuba Canada Mexico Brazil Turkey"
-).split()
+NAMES = "France Italy Spain Portugal Germany Poland Austria Greece Norway Sweden Finland Denmark Ireland Japan China "
+COUNTRIES = (NAMES + "India Egypt Kenya Peru Chile Cuba Canada Mexico Brazil Turkey").split()
 
 
 def order(tokens: Sequence[int], max_tokens: int) -> Order:
