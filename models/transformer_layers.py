@@ -161,13 +161,11 @@ class Stack(Layers):
     def __init__(self, layers: int, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__([Layer(width, heads, hidden, dropout) for _ in range(layers)], width, heads)
 
-    def forward(self, x: Tensor, seen: Tensor, past: list[Cache] | None = None) -> tuple[Tensor, list[Cache]]:
-        """States float32 [batch, length, width], and each layer's keys and values of all that has been read by now."""
-        caches = []
-        for i, layer in enumerate(self.layers):
-            x, cache = self.call(layer, x, seen, past[i] if past is not None else None)
-            caches.append(cache)
-        return self.norm(x), caches
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        """float32 [batch, length, width] → states of that shape."""
+        for layer in self.layers:
+            x = self.call(layer, x, seen)
+        return self.norm(x)  # type: ignore[no-any-return]
 
 
 class CrossStack(Layers):

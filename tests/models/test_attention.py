@@ -191,9 +191,7 @@ def test_every_parameter_is_in_one_block_or_the_head_and_learns(architecture: st
     assert sorted(inside + outside) == sorted(map(id, network.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "task"), [KINDS[0], pytest.param(*KINDS[1], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("architecture", "task"), [KINDS[0], pytest.param(*KINDS[1], marks=pytest.mark.slow)])
 def test_the_graph_computes_the_same_at_any_batch_and_length(architecture: str, task: Task, tmp_path: Path) -> None:
     network = network_of(architecture, task)
     batches: list[dict[str, np.ndarray]] = [
