@@ -34,6 +34,10 @@ class TextProcessor:
     def encode(self, texts: Sequence[str], *, cut: bool = True) -> list[list[int]]:
         """Ids of each text with the special tokens, at most max_length. Raises BadInput for an empty text, and where
         nothing is to be cut, for one that is longer."""
+        return [ids for ids, _ in self.encode_marked(texts, cut=cut)]
+
+    def encode_marked(self, texts: Sequence[str], *, cut: bool = True) -> list[tuple[list[int], bool]]:
+        """As `encode`, and whether each was cut."""
         for i, text in enumerate(texts):
             if not text.strip():
                 raise BadInput(f"{_which(texts, i)} is empty")
@@ -43,20 +47,20 @@ class TextProcessor:
         """Ids that a language model goes on from: that of the beginning, where there is one, and no end. Raises
         BadInput for a text that is longer than max_length, or gives no token at all."""
         first = [] if self.spec.bos_token_id is None else [self.spec.bos_token_id]
-        rows = [first + ids for ids in self._ids(texts, special=False, cut=False)]
+        rows = [first + ids for ids, _ in self._ids(texts, special=False, cut=False)]
         for i, row in enumerate(rows):
             if not row:
                 raise BadInput(f"{_which(texts, i)} is empty")
         return rows
 
-    def _ids(self, texts: Sequence[str], *, special: bool, cut: bool) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str], *, special: bool, cut: bool) -> list[tuple[list[int], bool]]:
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
         for i, encoding in enumerate(encodings):
             if encoding.overflowing and not cut:
                 raise BadInput(
                     f"{_which(texts, i)} is longer than {self.spec.max_length} tokens, the most that are read"
                 )
-        return [encoding.ids for encoding in encodings]
+        return [(encoding.ids, bool(encoding.overflowing)) for encoding in encodings]
 
     def whole(self, text: str, *, special: bool) -> list[int]:
         """Ids of a text, however long it is; special: with what the tokenizer puts around a text."""
