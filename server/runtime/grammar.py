@@ -70,7 +70,12 @@ class Grammars:
         self._compiled = lru_cache(KEPT)(self._compile)
 
     def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": WHITESPACE})
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), overrides={"whitespace_pattern": WHITESPACE}
+            )
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"the schema cannot be followed: {error}") from error
         return self._compiled("schema", grammar)
 
     def json_object(self) -> Grammar:
@@ -88,6 +93,7 @@ class Grammars:
 
     def _compile(self, kind: str, grammar: str) -> Grammar:
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
+        matcher.compute_logit_bias()  # the slowest, which the copies then know
         if matcher.is_error():
             raise BadInput(f"the {kind} cannot be followed: {reason(matcher)}")
         return Grammar(matcher)
