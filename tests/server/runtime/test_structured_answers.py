@@ -71,7 +71,10 @@ def test_a_grammar_that_becomes_too_large_fails_its_own_order_only(slots: GraphS
 
     async def story() -> None:
         busy = engine(slots)
-        broken = busy.submit(order(Sampling(max_tokens=100, n=2, best_of=2, grammar=grammar))).future
+        # Behind this token all 300 shapes are possible, which is too much, and an end is all that would be left.
+        brace = tokenizer(tiny()).token_to_id("{")
+        wish = Sampling(max_tokens=100, n=2, best_of=2, temperature=0.5, logit_bias={brace: 100.0}, grammar=grammar)
+        broken = busy.submit(order(wish)).future
         [other] = await busy.submit(order(Sampling(max_tokens=30, min_tokens=30))).future
         with pytest.raises(BadInput, match="the grammar cannot be followed"):
             await broken
