@@ -103,7 +103,8 @@ async def ordered(
     finally:
         left.cancel()
         for ticket in tickets:
-            ticket.future.cancel()
+            if not ticket.future.cancel() and not ticket.future.cancelled():
+                ticket.future.exception()  # of several that failed, one is told
 
 
 class Answer:
