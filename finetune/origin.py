@@ -211,7 +211,7 @@ def load(origin: Origin, spec: ModelSpec, targets: Targets, backbones: Mapping[s
         if spec.weights is not None:
             weights.load(network, spec.weights, backbones)
         return network
-    state = load_file(origin.folder / registry.WEIGHTS)
+    state = registry.whole(network, load_file(origin.folder / registry.WEIGHTS))
     keeps = keeps_head(origin, spec, targets)
     try:
         absent = network.load_state_dict(

@@ -37,6 +37,7 @@ from finetune.preprocess import Items, tensors
 from finetune.recipe import Recipe, Schedule, Stopping
 from finetune.run_request import Cancelled, Reporter
 from finetune.terms import Term
+from models import registry
 from models.network import Network
 
 
@@ -158,14 +159,14 @@ def fit(
             if until is not None:
                 progress.stopped = until.below is not None and found["loss"] < until.below
             elif judge(progress, found, recipe.stopping, objective):
-                best = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
+                best = {name: tensor.cpu().clone() for name, tensor in registry.tensors(network).items()}
         ended = progress.stopped or progress.step == last
         if accelerator.is_main_process and (ended or time.monotonic() - saved >= recipe.checkpoint_seconds):
             with meter.paused():
                 progress.loss_sum = float(meter.loss_sum)
                 progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
                 path = checkpoint.save(
-                    folder, Checkpoint(progress, network.state_dict(), optim.state_tensors(optimizer), best)
+                    folder, Checkpoint(progress, registry.tensors(network), optim.state_tensors(optimizer), best)
                 )
             reporter.checkpoint(progress.step, path, progress.best_metrics)
             saved = time.monotonic()
@@ -175,7 +176,7 @@ def fit(
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     accelerator.free_memory()
     if until is None:
-        network.load_state_dict(best)
+        network.load_state_dict(registry.whole(network, best))
     network.eval()
     return FitResult(
         steps=progress.step,
@@ -316,7 +317,7 @@ def resume(
     found = checkpoint.load(folder, run, lambda why: reporter.event(why, level="warn"))
     if found is None:
         return Progress(run=run), {}
-    network.load_state_dict(found.weights)
+    network.load_state_dict(registry.whole(network, found.weights))
     optim.load_state_tensors(optimizer, found.optimizer)
     if accelerator.scaler is not None and found.progress.scaler:
         accelerator.scaler.load_state_dict(found.progress.scaler)

@@ -68,6 +68,13 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     return places[None, :] <= places[keys - queries :, None]
 
 
+def segment_mask(segments: Tensor) -> Tensor:
+    """What each token sees, itself and those before it of the same number: int64 [batch, length] → bool [batch, 1,
+    length, length]. Padding is a text of its own, so that every token sees one at least."""
+    same = segments[:, :, None] == segments[:, None, :]
+    return (same & causal_mask(segments.shape[1], segments.shape[1], segments.device))[:, None]
+
+
 def places(attention_mask: Tensor, before: Tensor | None = None) -> Tensor:
     """The place of each token in its text, from 0, wherever the padding is: int64 [batch, length].
 

@@ -60,6 +60,18 @@ class TextEncoderParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     dropout: Fraction = 0.1
 
 
+class CausalDecoderParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`config`: the Hugging Face config.json of the decoder (None: read from `weights`).
+
+    max_length: tokens of a sequence at most, what is asked and what is answered together; None: what the decoder was
+    trained on. chat_template: the checkpoint's own, in Jinja; None: it has not learned to chat.
+    """
+
+    config: dict[str, Any] | None = None
+    max_length: Annotated[int, msgspec.Meta(ge=4, le=1_048_576)] | None = None
+    chat_template: str | None = None
+
+
 class ImageEncoderParameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`config`: the Hugging Face config.json of the backbone (None: read from `weights`)."""
 
@@ -287,6 +299,7 @@ Hyperparameters = (
     EfficientNetLiteParameters
     | MlpParameters
     | TextEncoderParameters
+    | CausalDecoderParameters
     | ImageEncoderParameters
     | CnnParameters
     | LeNetParameters
@@ -427,6 +440,14 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=TextEncoderParameters,
             builder="models.backbones.text_encoder:build",
             description="Any Hugging Face text encoder (BERT, MiniLM, RoBERTa, ...) with mean or first-token pooling",
+        ),
+        Card(
+            name="causal_decoder",
+            modalities=("text",),
+            hyperparameters=CausalDecoderParameters,
+            builder="models.backbones.causal_decoder:build",
+            description="Llama, Mistral, Qwen2, Qwen3 or GPT-2 from a Hugging Face folder, hub id or GGUF file",
+            objectives=("next_token",),
         ),
         Card(
             name="mlp",

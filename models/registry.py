@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from models import catalog
 from models.network import Network
@@ -28,7 +30,7 @@ def build(spec: ModelSpec) -> Network:
 def save(network: Network, folder: Path) -> None:
     """Write model.json and weights.safetensors into an existing folder."""
     (folder / SPEC).write_bytes(msgspec.json.format(msgspec.json.encode(network.spec)))
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in tensors(network).items()}, folder / WEIGHTS)
 
 
 def restore(folder: Path) -> Network:
@@ -37,9 +39,27 @@ def restore(folder: Path) -> Network:
     spec = msgspec.json.decode((folder / SPEC).read_bytes(), type=ModelSpec)
     network = build(spec)
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
+        network.load_state_dict(whole(network, load_file(folder / WEIGHTS)))
     except SafetensorError as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit {folder / SPEC}: {error}") from error
     return network
+
+
+def tensors(network: Network) -> dict[str, Tensor]:
+    """The state of a network, a tensor that has several names by the first of them only: a file holds it once."""
+    again = _tied(network)
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in again}
+
+
+def whole(network: Network, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `tensors` left of a state, by all the names that the network has for it."""
+    return {**kept, **{name: kept[first] for name, first in _tied(network).items() if first in kept}}
+
+
+def _tied(network: Network) -> dict[str, str]:
+    """Names of tensors that have an earlier one, and that."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in network.state_dict(keep_vars=True).items()}
+    return {name: other for name, other in names.items() if name != other}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models import catalog
-from models.attention import causal_mask, padding_mask, places
+from models.attention import causal_mask, padding_mask, places, segment_mask
 from models.network import Graph, Network, complete
 from models.spec import LanguageModel, ModelSpec, tag
 from models.transformer_layers import Cache, PlacedTokens, Stack, known
@@ -29,9 +29,13 @@ class CausalNetwork(Network):
         return [("tokens", self.tokens), *self.stack.blocks()]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, asked: Tensor | None = None) -> dict[str, Tensor]:
-        """int64 [batch, sequence] → `logits` float32 [batch, sequence, vocabulary]; with `asked` bool [batch,
-        sequence], of those places only: float32 [places, vocabulary] in their order."""
-        states, _ = self.read(input_ids, attention_mask, attention_mask, None)
+        """input_ids: int64 [batch, sequence]. attention_mask: int64 of that shape, 0 for padding; tokens of one number
+        are a text, which sees nothing of the others in its row and begins at place 0 (1 alone is the usual mask).
+
+        → `logits` float32 [batch, sequence, vocabulary]; with `asked` bool [batch, sequence], of those places only:
+        float32 [places, vocabulary] in their order."""
+        seen = segment_mask(attention_mask)
+        states, _ = self.stack(self.tokens(input_ids, seen[:, 0].sum(-1) - 1), seen)
         return {"logits": self.tokens.logits(states if asked is None else states[asked])}
 
     def read(

@@ -38,3 +38,13 @@ def cores() -> int:
     except (OSError, ValueError):
         return bound
     return bound if quota == "max" else max(1, min(bound, int(quota) // int(period)))
+
+
+def memory_bytes() -> int:
+    """Of this machine, or of what its container may take."""
+    here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return here
+    return here if limit == "max" else min(here, int(limit))

@@ -31,6 +31,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     providers: Annotated[list[str], Meta(description="ONNX Runtime providers; empty: CUDA if there, then CPU")] = []
     parallel_runs: Annotated[int, Meta(ge=0, description="batches a model runs at once on a CPU; 0: by the cores")] = 0
     intra_op_threads: Annotated[int, Meta(ge=0, description="threads of one such run; 0: by the cores")] = 0
+    generation_slots: Annotated[int, Meta(ge=1, description="sequences a language model writes at the same time")] = 16
+    generation_context: Annotated[
+        int, Meta(ge=0, description="tokens of a sequence, prompt and answer; 0: the model's own, at most 4096")
+    ] = 0
+    generation_tokens: Annotated[
+        int, Meta(ge=0, description="tokens of all sequences in memory; 0: a quarter of the machine's")
+    ] = 0
     queue_limit: Annotated[int, Meta(ge=1, description="waiting requests a model; more are told to come back")] = 1024
     request_seconds: Annotated[float, Meta(gt=0, description="an inference request older than this is dropped")] = 30.0
     max_upload_bytes: Annotated[int, Meta(ge=1, description="largest file that may be uploaded")] = 20 * 2**30

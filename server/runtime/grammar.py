@@ -17,6 +17,9 @@ from export.processing.inputs import BadInput
 
 # Compiled grammars that a model keeps.
 KEPT = 128
+# Between the parts of JSON: nothing, a space, or a new line and its indentation. Without a bound, models write spaces
+# until they are stopped.
+WHITESPACE = r" |\n[ \t]{0,32}"
 
 
 class Matcher:
@@ -67,7 +70,8 @@ class Grammars:
         self._compiled = lru_cache(KEPT)(self._compile)
 
     def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
-        return self._compiled("schema", LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": WHITESPACE})
+        return self._compiled("schema", grammar)
 
     def json_object(self) -> Grammar:
         return self.json_schema({"type": "object"})

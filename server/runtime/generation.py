@@ -1,0 +1,637 @@
+"""Continuous batching: the engine that writes many sequences at once, each of which comes and goes when it likes.
+
+It has a thread of its own while there is something to do. In every turn it lets in who waits, as far as there are slots
+and memory, reads a piece of one prompt, and computes the next token of all sequences that are being written (Yu et al.
+2022, Orca; Agrawal et al. 2024, Sarathi). Sequences are in rows 0, 1, …: the last one moves into the place of one that
+leaves, and rows behind them keep what they held, for prompts that begin with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from server.generation_metrics import FinishReason, GenerationMetrics, Occupancy, Times
+from server.runtime.batcher import MOST_PADDING, ClientGone, DeadlinePassed, QueueFull, RunFailed
+from server.runtime.pace import Pace
+from server.runtime.prefixes import LEAST_SHARED, HeldTokens
+from server.runtime.sampling import Sampled, Sampler, Sampling, sample
+from server.runtime.search import TOKENS_A_CHARACTER, Candidate
+from server.runtime.slots import SlotModel
+
+log = logging.getLogger("espalier.generation")
+
+# How often clients are asked whether they are still there.
+ASKED_SECONDS = 0.25
+# The thread waits so long for another order before it ends; what holds the engine's model then is its owner alone.
+LINGER_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """A prompt, and what is wanted of it. Times are on time.perf_counter's clock.
+
+    deadline: it is dropped if it has not begun by then. until: it is dropped if it is not done by then. gone: whether
+    nobody waits any more; asked now and then. heard: told every token that goes into an answer, with the number of the
+    sequence, 0 … best_of - 1. done: told every sequence when it is finished. These three are called on the event loop.
+    arrived: when the request came; None: now.
+    """
+
+    tokens: Sequence[int]
+    sampling: Sampling
+    deadline: float
+    until: float | None = None
+    gone: Callable[[], bool] | None = None
+    heard: Callable[[int, Sampled], None] | None = None
+    done: Callable[[int, Candidate], None] | None = None
+    arrived: float | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """One sequence of an order. row: its slot, -1 while it has none. reading: its prompt is not all computed yet."""
+
+    ticket: Ticket
+    number: int
+    times: Times
+    row: int = -1
+    reading: bool = True
+    begun: bool = False
+    ended: bool = False
+    sampler: Sampler | None = None
+    tokens: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    alternatives: list[dict[int, float]] = field(default_factory=list)
+    log_probability: float = 0.0
+
+
+class Ticket:
+    """An order that was taken. `future` gives the candidates, the best first, or raises DeadlinePassed, ClientGone,
+    RunFailed, or BadInput for a grammar that can be followed no further; cancelling it gives its slots back."""
+
+    __slots__ = ("candidates", "future", "let_in", "logits", "order", "over", "prompt", "streams")
+
+    def __init__(self, future: asyncio.Future[list[Candidate]], order: Order) -> None:
+        self.future, self.order = future, order
+        self.prompt = np.array(order.tokens, np.int32)
+        arrived = time.perf_counter() if order.arrived is None else order.arrived
+        self.streams = [Stream(self, i, Times(arrived, len(self.prompt))) for i in range(order.sampling.best_of)]
+        self.candidates: list[Candidate] = []
+        # The rest is the engine's thread's. let_in: streams that got a slot. logits: of what follows the prompt, while
+        # streams have yet to begin with it.
+        self.let_in = 0
+        self.logits: np.ndarray | None = None
+        self.over = False
+
+    @property
+    def places(self) -> int:
+        """That a sequence takes at most."""
+        return len(self.prompt) + self.order.sampling.max_tokens
+
+
+@dataclass(slots=True)
+class _News:
+    """What a turn has brought, for the event loop."""
+
+    heard: list[tuple[Stream, Sampled]] = field(default_factory=list)
+    finished: list[tuple[Stream, Candidate]] = field(default_factory=list)
+    failed: list[tuple[Ticket, Exception]] = field(default_factory=list)
+
+
+class Engine:
+    """Made on an event loop, and its methods are for that loop. `context`: places of a sequence, prompt and answer."""
+
+    def __init__(
+        self,
+        model: SlotModel,
+        *,
+        ends: frozenset[int],
+        text: Callable[[list[int]], str],
+        queue_limit: int,
+        metrics: GenerationMetrics | None = None,
+    ) -> None:
+        """ends: tokens that end a sequence. text: of tokens, for stop texts. queue_limit: orders that may wait."""
+        self.model, self.ends, self.text, self.queue_limit, self.metrics = model, ends, text, queue_limit, metrics
+        self.context = min(model.context, model.tokens)
+        self.loop = asyncio.get_running_loop()
+        self.open: dict[Ticket, None] = {}
+        self.asked = 0.0  # when the clients were
+        self.submitted = 0  # sequences, ever
+        self.closed = False
+        # Between the loop and the thread.
+        self.inbox: deque[Ticket] = deque()
+        self.wake = threading.Event()
+        self.lock = threading.Lock()
+        self.thread: threading.Thread | None = None
+        # The thread's own. streams: by row. reading: those with a prompt to be read, the oldest first. writing: the
+        # others, in the order of their rows; None: to be found anew.
+        self.waiting: deque[Ticket] = deque()
+        self.streams: list[Stream] = []
+        self.reading: list[Stream] = []
+        self.writing: tuple[list[Stream], list[Sampler], list[Times], np.ndarray] | None = None
+        self.held = HeldTokens(model)
+        self.places = np.zeros(model.slots, np.int64)  # that the sequence in each row may take
+        self.last = np.zeros(model.slots, np.int64)  # the token each sequence goes on with
+        self.lengths = np.zeros(model.slots, np.int32)
+        self.pace = Pace()
+        self.oldest_first = False
+        self.let_in = 0  # sequences that wait no longer, ever
+        self.order_seconds = 1.0  # in which a slot is free again, smoothed
+        self.news, self.told = _News(), 0.0
+        if metrics is not None:
+            metrics.occupancy = self.occupancy
+
+    def submit(self, order: Order) -> Ticket:
+        """Queue an order. Raises QueueFull, RunFailed after `close`, and ValueError for an order that can never be
+        carried out: without tokens, or with more places than there are."""
+        if self.closed:
+            raise RunFailed("the model is closed")
+        sampling = order.sampling
+        if not len(order.tokens) or sampling.max_tokens < 1 or not 1 <= sampling.n <= sampling.best_of:
+            raise ValueError("an order needs a prompt, a token to write and 1 ≤ n ≤ best_of")
+        if len(order.tokens) + sampling.max_tokens > self.context:
+            raise ValueError(f"{len(order.tokens)} tokens and {sampling.max_tokens} more are above {self.context}")
+        if self.depth() >= self.queue_limit:
+            waves = (self.submitted - self.let_in) / self.model.slots
+            raise QueueFull(max(1, round(waves * self.order_seconds)))
+        ticket = Ticket(self.loop.create_future(), order)
+        self.open[ticket] = None
+        ticket.future.add_done_callback(lambda _: self.open.pop(ticket, None))
+        self.submitted += len(ticket.streams)
+        with self.lock:
+            self.inbox.append(ticket)
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._live, name="generation", daemon=True)
+                self.thread.start()
+        self.wake.set()
+        return ticket
+
+    def depth(self) -> int:
+        """Orders that wait."""
+        return len(self.inbox) + len(self.waiting)
+
+    def occupancy(self) -> Occupancy:
+        """What is held now; for any thread."""
+        running = len(self.streams)
+        held = int(self.held.filled[:running].sum())
+        return Occupancy(running, self.submitted - self.let_in, self.model.slots, held, self.model.context)
+
+    async def drain(self) -> None:
+        """Wait until every order is answered and its slots are free."""
+        while self.open or self.inbox or self.waiting or self.streams:  # noqa: ASYNC110 - once
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        """Take no more orders and fail those that are open."""
+        self.closed = True
+        for ticket in list(self.open):
+            _fail(ticket, RunFailed("the model is closed"))
+        self.wake.set()
+
+    # What follows runs on the thread, up to `_hear`.
+
+    def _live(self) -> None:
+        while True:
+            self.wake.clear()
+            try:
+                busy = self._turn()
+            except Exception as error:  # of the engine itself: nobody must wait for ever
+                log.exception("the engine failed")
+                self._reset(error)
+                busy = True
+            self._tell()
+            if busy:
+                continue
+            if not self.closed and self.wake.wait(LINGER_SECONDS):
+                continue
+            with self.lock:
+                if not self.inbox:
+                    self.thread = None
+                    return
+
+    def _turn(self) -> bool:
+        """One round; whether there is more to do."""
+        while self.inbox:
+            self.waiting.append(self.inbox.popleft())
+        self._drop()
+        self._let_in()
+        if self.reading:
+            self._read()
+        if self._writing()[0]:
+            self._step()
+        return bool(self.streams or self.waiting)
+
+    def _drop(self) -> None:
+        """Orders that nobody waits for, or whose time is over."""
+        now = time.perf_counter()
+        dropped = [ticket for ticket in self.waiting if ticket.over or self._is_over(ticket, now)]
+        if dropped:
+            self.waiting = deque(ticket for ticket in self.waiting if not ticket.over)
+        for stream in self.streams:
+            if stream.ticket not in dropped and self._is_over(stream.ticket, now):
+                dropped.append(stream.ticket)
+        for ticket in dropped:
+            self._give_up(ticket, "abort")
+        if dropped:
+            self._leave([stream for stream in self.streams if stream.ticket.over])
+
+    def _is_over(self, ticket: Ticket, now: float) -> bool:
+        order = ticket.order
+        if not ticket.future.done():
+            last = order.deadline if not ticket.let_in else order.until
+            last = last if order.until is None or last is None else min(last, order.until)
+            if last is None or now <= last:
+                return False
+            self.news.failed.append((ticket, DeadlinePassed()))
+        ticket.over = True
+        return True
+
+    def _give_up(self, ticket: Ticket, reason: FinishReason) -> None:
+        """Note that the streams of an order end without an answer."""
+        ticket.over, ticket.logits = True, None
+        self.let_in += len(ticket.streams) - ticket.let_in
+        ticket.let_in = len(ticket.streams)
+        for stream in ticket.streams:
+            if not stream.ended:
+                stream.ended = True
+                self._count(stream, reason)
+
+    def _fail(self, streams: Sequence[Stream], error: Exception) -> None:
+        """A run has failed: the orders of these streams are not answered, and what their rows hold is worth nothing."""
+        log.error("a run of %d sequences failed: %s", len(streams), error)
+        for ticket in {stream.ticket: None for stream in streams}:
+            failure = RunFailed(str(error))
+            failure.__cause__ = error
+            self.news.failed.append((ticket, failure))
+            self._give_up(ticket, "error")
+        for stream in streams:
+            self.held.forget(stream.row)
+        self._leave([stream for stream in self.streams if stream.ticket.over])
+
+    def _reset(self, error: Exception) -> None:
+        """Fail whatever is open, and begin anew."""
+        for ticket in {**dict.fromkeys(self.waiting), **{stream.ticket: None for stream in self.streams}}:
+            self.news.failed.append((ticket, RunFailed(str(error))))
+            self._give_up(ticket, "error")
+        self.waiting.clear()
+        self.streams, self.reading, self.writing = [], [], None
+        for row in range(self.model.slots):
+            self.held.forget(row)
+
+    # Slots.
+
+    def _let_in(self) -> None:
+        """Give slots to those who have waited longest, while there are slots and memory; nobody overtakes."""
+        while self.waiting and len(self.streams) < self.model.slots:
+            ticket = self.waiting[0]
+            if not self._make_room(ticket.places):
+                return
+            stream = ticket.streams[ticket.let_in]
+            ticket.let_in += 1
+            self.let_in += 1
+            if ticket.let_in == len(ticket.streams):
+                self.waiting.popleft()
+            sampling = ticket.order.sampling
+            stream.sampler = Sampler(sampling, place=stream.number, prompt=ticket.order.tokens, ends=self.ends)
+            self._place(stream)
+
+    def _make_room(self, places: int) -> bool:
+        """Whether a sequence of so many places fits into memory; rows that are not in use give theirs back for it, the
+        least recently used first."""
+        taken, running = self.held.taken, len(self.streams)
+        spare = self.model.tokens - places - int(np.maximum(taken[:running], self.places[:running]).sum())
+        if spare < 0:
+            return False
+        while int(taken[running:].sum()) > spare:
+            rows = np.flatnonzero(taken[running:]) + running
+            row = int(rows[self.held.used[rows].argmin()])
+            self.held.forget(row)
+            self.held.release(row, 0)
+        return True
+
+    def _place(self, stream: Stream) -> None:
+        """Let a sequence into the first row that is not in use, which keeps what it can use of what is there."""
+        held, row, ticket = self.held, len(self.streams), stream.ticket
+        shared = held.shared(ticket.prompt)
+        best = int(shared.argmax())
+        if shared[best] >= LEAST_SHARED:
+            held.touch(best)
+        keep = self._front(ticket, int(shared[row]))
+        oldest = held.oldest(row)
+        if oldest != row and held.filled[row] > keep:  # others may want what would be lost
+            held.copy(row, oldest, int(held.filled[row]))
+        held.filled[row] = keep
+        held.release(row, ticket.places)
+        held.touch(row)
+        stream.row, stream.times.scheduled = row, time.perf_counter()
+        self.places[row] = ticket.places
+        self.streams.append(stream)
+        # The others of an order begin with what the first one has read.
+        if stream.number == 0 or ticket.streams[0].ended or not ticket.streams[0].reading:
+            self.reading.append(stream)
+        else:
+            stream.reading = True
+        self.writing = None
+
+    def _front(self, ticket: Ticket, shared: int) -> int:
+        """How many places of a row that holds so many of the prompt are of use. The last token is computed for its
+        logits, unless these are known."""
+        most = len(ticket.prompt) - (ticket.logits is None)
+        return min(shared, most) if shared >= LEAST_SHARED or shared == len(ticket.prompt) else 0
+
+    def _leave(self, streams: Sequence[Stream]) -> None:
+        """Take sequences out; the last row moves into the place of each. Their rows keep what they held."""
+        for stream in sorted(streams, key=lambda stream: -stream.row):
+            held, row, last = self.held, stream.row, len(self.streams) - 1
+            if stream.reading and stream in self.reading:
+                self.reading.remove(stream)
+            held.touch(row)
+            if not held.filled[row]:
+                held.forget(row)
+            if row != last:
+                moved = self.streams[last]
+                if held.filled[row] >= LEAST_SHARED and last + 1 < self.model.slots:
+                    held.copy(row, held.oldest(last + 1), int(held.filled[row]))
+                held.copy(last, row, int(held.filled[last]))
+                held.forget(last)
+                self.streams[row], moved.row = moved, row
+                self.last[row], self.places[row] = self.last[last], self.places[last]
+                held.release(row, int(self.places[row]))
+            self.streams.pop()
+            stream.row = -1
+            self.writing = None
+        self._make_room(0)
+
+    # Reading prompts.
+
+    def _begin(self, stream: Stream) -> None:
+        """The stream's first turn: take over what other rows have of its prompt."""
+        held, row, ticket = self.held, stream.row, stream.ticket
+        stream.begun = True
+        shared = held.shared(ticket.prompt)
+        shared[row] = held.filled[row]
+        source = int(shared.argmax())
+        front = self._front(ticket, int(shared[source]))
+        if front > held.filled[row]:
+            held.copy(source, row, front)
+            held.touch(source)
+            held.touch(row)
+            if source >= len(self.streams) and front == held.filled[source]:
+                held.forget(source)
+        if self.metrics is not None:
+            self.metrics.begins(stream.times, time.perf_counter(), reused=int(held.filled[row]))
+
+    def _left(self, stream: Stream) -> int:
+        """Tokens of the prompt that are not computed yet."""
+        return len(stream.ticket.prompt) - int(self.held.filled[stream.row])
+
+    def _read(self) -> None:
+        """A piece of a prompt, or several short ones at once. Turns go to the oldest and to the one that is nearest its
+        end: a long prompt stops no short ones, and these never stop it."""
+        self.oldest_first = not self.oldest_first
+        stream = self.reading[0] if self.oldest_first else min(self.reading, key=self._left)
+        if not stream.begun:
+            self._begin(stream)
+        logits = stream.ticket.logits
+        left = self._left(stream)
+        if logits is not None and not left:
+            self._write([stream], logits[None].copy(), 0)
+            return
+        limit = self.pace.chunk(writing=bool(self._writing()[0]))
+        group = self._group(stream, limit) if left <= limit and not self.held.filled[stream.row] else [stream]
+        found: np.ndarray | None
+        start = time.perf_counter()
+        try:
+            if len(group) > 1:
+                found = self.model.prefill_together(stream.row, [member.ticket.prompt for member in group])
+                computed = len(group) * max(len(member.ticket.prompt) for member in group)
+            else:
+                computed, place = min(left, limit), int(self.held.filled[stream.row])
+                piece = stream.ticket.prompt[place : place + computed]
+                last = self.model.prefill(stream.row, piece, place, logits=computed == left)
+                found = None if last is None else last[None]
+        except Exception as error:  # whatever it is, these sequences have failed and others may not
+            self._fail(group, error)
+            return
+        self.pace.read(computed, time.perf_counter() - start)
+        if found is None:
+            self.held.write(stream.row, piece)
+            self._observe([], computed)
+            return
+        for member in group:
+            self.held.write(member.row, member.ticket.prompt[self.held.filled[member.row] :])
+        self._write(group, found, computed)
+
+    def _group(self, first: Stream, limit: int) -> list[Stream]:
+        """Prompts that are read together with a first one that has nothing computed: in the rows behind it, nothing
+        computed either, alike in length and not in what they begin with."""
+        prompt = first.ticket.prompt
+        group, total, longest = [first], len(prompt), len(prompt)
+        for stream in self.streams[first.row + 1 :]:
+            own = stream.ticket.prompt
+            longest = max(longest, len(own))
+            padded = longest * (len(group) + 1)
+            if stream.begun or stream not in self.reading or padded > limit:
+                break
+            if padded - total - len(own) > MOST_PADDING * padded or _alike(prompt, own) >= LEAST_SHARED:
+                break
+            self._begin(stream)
+            if self.held.filled[stream.row]:
+                break
+            group.append(stream)
+            total += len(own)
+        return group
+
+    def _write(self, streams: Sequence[Stream], logits: np.ndarray, computed: int) -> None:
+        """The prompts of these are read: their first tokens, and those of the others of their orders. logits: float32
+        [streams, vocabulary]."""
+        rows: list[int] = []
+        begun: list[Stream] = []
+        for place, stream in enumerate(streams):
+            ticket = stream.ticket
+            self.reading.remove(stream)
+            others = [
+                other
+                for other in ticket.streams[: ticket.let_in]
+                if other.reading and not other.ended and other is not stream and other not in self.reading
+            ]
+            for other in others:
+                self.held.copy(stream.row, other.row, len(ticket.prompt))
+                self.held.touch(other.row)
+                if self.metrics is not None:
+                    self.metrics.begins(other.times, time.perf_counter(), reused=len(ticket.prompt))
+            for each in (stream, *others):
+                each.reading, each.begun = False, True
+                begun.append(each)
+                rows.append(place)
+            if ticket.let_in == len(ticket.streams) and not any(other.reading for other in ticket.streams):
+                ticket.logits = None
+            elif ticket.logits is None:
+                ticket.logits = logits[place].copy()
+        self.writing = None
+        self._grow(begun, [stream.sampler for stream in begun if stream.sampler], logits[rows], computed)
+
+    # Writing.
+
+    def _writing(self) -> tuple[list[Stream], list[Sampler], list[Times], np.ndarray]:
+        """The sequences whose prompts are read, their samplers, times and rows."""
+        if self.writing is None:
+            streams = [stream for stream in self.streams if not stream.reading]
+            samplers = [stream.sampler for stream in streams if stream.sampler]
+            rows = np.array([stream.row for stream in streams], np.int64)
+            self.writing = streams, samplers, [stream.times for stream in streams], rows
+        return self.writing
+
+    def _step(self) -> None:
+        """The next token of every sequence whose prompt is read. Rows between them whose prompts are not compute one
+        for nothing, at a place that is written again."""
+        streams, samplers, _, rows = self._writing()
+        n = int(rows[-1]) + 1
+        lengths = np.add(self.held.filled[:n], 1, out=self.lengths[:n])
+        start = time.perf_counter()
+        try:
+            logits = self.model.decode(self.last[:n], lengths)
+        except Exception as error:  # whatever it is, these sequences have failed and others may not
+            self._fail(streams, error)
+            return
+        self.pace.stepped(time.perf_counter() - start)
+        self.held.step(rows, self.last[rows])
+        self._grow(streams, samplers, logits if len(rows) == n else logits[rows], len(rows))
+
+    def _grow(self, streams: Sequence[Stream], samplers: Sequence[Sampler], logits: np.ndarray, computed: int) -> None:
+        """One token more for each, by float32 [streams, vocabulary]."""
+        sampled = sample(samplers, logits)
+        self._observe(streams, computed)
+        leaving: list[Stream] = []
+        for stream, found in zip(streams, sampled, strict=True):
+            if stream.ended:  # given up with another of its order
+                continue
+            token, order = found.token, stream.ticket.order
+            stream.log_probability += found.log_probability
+            wanted = order.sampling
+            if token in self.ends and len(stream.tokens) >= wanted.min_tokens:
+                self._finish(stream, "stop", 1)
+                leaving.append(stream)
+                continue
+            stream.tokens.append(token)
+            stream.log_probabilities.append(found.log_probability)
+            if wanted.alternatives:
+                stream.alternatives.append(found.alternatives)
+            self.last[stream.row] = token
+            if order.heard is not None:
+                self.news.heard.append((stream, found))
+            reason = self._reason(stream)
+            if reason is not None:
+                self._finish(stream, reason, 0)
+                leaving.append(stream)
+            elif wanted.grammar is not None and stream.sampler is not None and stream.sampler.failure is not None:
+                self.news.failed.append((stream.ticket, stream.sampler.failure))
+                self._give_up(stream.ticket, "error")
+                leaving += [other for other in self.streams if other.ticket is stream.ticket]
+        if leaving:
+            self._leave(list(dict.fromkeys(leaving)))
+
+    def _reason(self, stream: Stream) -> Literal["stop", "length"] | None:
+        """Why a sequence ends with the token that it just got, if it does."""
+        wanted = stream.ticket.order.sampling
+        if wanted.grammar is not None and stream.sampler is not None and stream.sampler.complete:
+            return "stop"
+        if wanted.stop and len(stream.tokens) >= wanted.min_tokens:
+            tail = self.text(stream.tokens[-TOKENS_A_CHARACTER * max(map(len, wanted.stop)) - 1 :])
+            if any(stop in tail for stop in wanted.stop):
+                return "stop"
+        return "length" if len(stream.tokens) >= wanted.max_tokens else None
+
+    def _finish(self, stream: Stream, reason: Literal["stop", "length"], end: int) -> None:
+        """end: tokens that count and are not told."""
+        stream.ended = True
+        score = stream.log_probability / (len(stream.tokens) + end)
+        candidate = Candidate(
+            stream.tokens,
+            stream.log_probabilities,
+            stream.log_probability,
+            score,
+            reason,
+            stream.alternatives,
+            None,
+        )
+        self.news.finished.append((stream, candidate))
+        seconds = time.perf_counter() - stream.times.scheduled
+        self.order_seconds += 0.1 * (seconds - self.order_seconds)
+        self._count(stream, reason)
+
+    def _observe(self, grown: Sequence[Stream], computed: int) -> None:
+        if self.metrics is not None:
+            times = self.writing[2] if self.writing and grown is self.writing[0] else [s.times for s in grown]
+            self.metrics.step(times, computed, time.perf_counter())
+
+    def _count(self, stream: Stream, reason: FinishReason) -> None:
+        if self.metrics is not None:
+            self.metrics.finished(stream.times, reason, time.perf_counter())
+
+    def _tell(self) -> None:
+        """Everything that happened in a turn, at once."""
+        news, now = self.news, time.perf_counter()
+        if not (news.heard or news.finished or news.failed or now - self.told > ASKED_SECONDS):
+            return
+        self.news, self.told = _News(), now
+        try:
+            self.loop.call_soon_threadsafe(self._hear, news)
+        except RuntimeError:  # the loop is closed: nobody waits for anything
+            self.closed = True
+            for ticket in [*self.waiting, *(stream.ticket for stream in self.streams)]:
+                self._give_up(ticket, "abort")
+            self.waiting.clear()
+            self._leave(list(self.streams))
+
+    def _hear(self, news: _News) -> None:
+        """On the event loop."""
+        for stream, found in news.heard:
+            order = stream.ticket.order
+            if order.heard is not None and not stream.ticket.future.done():
+                _call(stream.ticket, order.heard, stream.number, found)
+        for stream, candidate in news.finished:
+            ticket = stream.ticket
+            if ticket.order.done is not None and not ticket.future.done():
+                _call(ticket, ticket.order.done, stream.number, candidate)
+            ticket.candidates.append(candidate)
+            if len(ticket.candidates) == len(ticket.streams) and not ticket.future.done():
+                best = sorted(ticket.candidates, key=lambda candidate: -candidate.score)
+                ticket.future.set_result(best[: ticket.order.sampling.n])
+        for ticket, error in news.failed:
+            _fail(ticket, error)
+        now = time.perf_counter()
+        if now - self.asked > ASKED_SECONDS:
+            self.asked = now
+            for ticket in list(self.open):
+                if ticket.order.gone is not None and ticket.order.gone():
+                    _fail(ticket, ClientGone())
+
+
+def _call(ticket: Ticket, told: Callable[..., None], *news: object) -> None:
+    """What one listener raises is the end of its own order."""
+    try:
+        told(*news)
+    except Exception as error:
+        log.exception("a listener failed")
+        _fail(ticket, error)
+
+
+def _fail(ticket: Ticket, error: Exception) -> None:
+    if not ticket.future.done():
+        ticket.future.set_exception(error)
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> int:
+    """Tokens at the front that are the same."""
+    length = min(len(one), len(other))
+    differs = one[:length] != other[:length]
+    return int(differs.argmax()) if differs.any() else length
