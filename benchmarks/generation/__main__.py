@@ -30,7 +30,6 @@ from benchmarks.generation.prompts import Prompts
 from server.process import cores
 
 ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "build" / "generation"
 STREAMS = (1, 4, 16, 32)
 TOKENS = 64
 ROUNDS = 3
@@ -97,7 +96,7 @@ def enter(stack: ExitStack, folder: Path, console: Console) -> tuple[list[Conten
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of few tokens; writes nothing")
-    parser.add_argument("--folder", type=Path, default=KEPT, help="where peers and weights are kept")
+    parser.add_argument("--folder", type=Path, default=weights.KEPT, help="where peers and weights are kept")
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
     streams, tokens, rounds = ((1, 4, 16), 8, 1) if options.quick else (STREAMS, TOKENS, ROUNDS)
@@ -118,8 +117,7 @@ def main() -> None:
                 for contender in there[turn:] + there[:turn]:
                     if contender.takes_part(count, round_):
                         progress.update(task, description=f"{contender.name}, {count} streams")
-                        found = contender.measure(batches, tokens)
-                        measured.setdefault((contender.name, count), []).append(found)
+                        measured.setdefault((contender.name, count), []).append(contender.measure(batches, tokens))
                     progress.advance(task)
     all_figures, all_aims = figures(measured), aims(measured, PEERS)
     order = [contender.name for contender in there]
