@@ -109,7 +109,7 @@ async def part(client: httpx.AsyncClient, run: Soak, chance: random.Random) -> N
 
 
 async def stream(client: httpx.AsyncClient, body: Mapping[str, object], said: list[str], most: int | None) -> str:
-    """Read a completion into `said`, to its end or for `most` events; how it ended. Raises ValueError for another answer."""
+    """Read a completion into `said`, to its end or for `most` events; how it ended. ValueError: for another answer."""
     events = 0
     async with client.stream("POST", "/v1/completions", json=body) as answer:
         if answer.status_code != 200:
