@@ -138,7 +138,7 @@ class Engine:
         self.reading: list[Stream] = []
         self.writing: tuple[list[Stream], list[Sampler], list[Times], np.ndarray] | None = None
         self.held = HeldTokens(model)
-        self.places = np.zeros(model.slots, np.int64)  # that the sequence in each row may take
+        self.places = np.zeros(model.rows, np.int64)  # that the sequence in each row may take
         self.last = np.zeros(model.slots, np.int64)  # the token each sequence goes on with
         self.lengths = np.zeros(model.slots, np.int32)
         self.pace = Pace()
@@ -283,7 +283,7 @@ class Engine:
             self._give_up(ticket, "error")
         self.waiting.clear()
         self.streams, self.reading, self.writing = [], [], None
-        for row in range(self.model.slots):
+        for row in range(self.model.rows):
             self.held.forget(row)
 
     # Slots.
@@ -321,11 +321,8 @@ class Engine:
         """Let a sequence into the first row that is not in use, which keeps what it can use of what is there."""
         held, row, ticket = self.held, len(self.streams), stream.ticket
         shared = held.shared(ticket.prompt)
-        best = int(shared.argmax())
-        if shared[best] >= LEAST_SHARED:
-            held.touch(best)
         keep = self._front(ticket, int(shared[row]))
-        oldest = held.oldest(row)
+        oldest = held.oldest(row, but=int(shared.argmax()))
         if oldest != row and held.filled[row] > keep:  # others may want what would be lost
             held.copy(row, oldest, int(held.filled[row]))
         held.filled[row] = keep
@@ -358,7 +355,7 @@ class Engine:
                 held.forget(row)
             if row != last:
                 moved = self.streams[last]
-                if held.filled[row] >= LEAST_SHARED and last + 1 < self.model.slots:
+                if held.filled[row] >= LEAST_SHARED:
                     held.copy(row, held.oldest(last + 1), int(held.filled[row]))
                 held.copy(last, row, int(held.filled[last]))
                 held.forget(last)
@@ -382,7 +379,6 @@ class Engine:
         front = self._front(ticket, int(shared[source]))
         if front > held.filled[row]:
             held.copy(source, row, front)
-            held.touch(source)
             held.touch(row)
             if source >= len(self.streams) and front == held.filled[source]:
                 held.forget(source)

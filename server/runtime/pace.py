@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 # Sequences that are being written wait for a reading about as long as for so many steps.
-STEPS = 1.5
+STEPS = 2.0
 # With nobody writing: what a new prompt may have to wait for.
 LONGEST_SECONDS = 0.4
-SIZES = tuple(2**power for power in range(4, 12))  # tokens of a reading: 16 … 2048
-# Until more is known.
-SECONDS_A_TOKEN = 1e-3
+SIZES: tuple[int, ...] = tuple(2**power for power in range(4, 12))  # tokens of a reading: 16 … 2048
+FIRST = 64
+# A size that was not tried yet is thought to take so many times as long as half of it.
+HOPE = 1.3
 SMOOTHING = 0.3
+# After so many readings sizes that took too long are tried again.
+PATIENCE = 64
 
 
 class Pace:
@@ -19,26 +22,34 @@ class Pace:
     def __init__(self) -> None:
         self.step_seconds = 0.0
         self.seconds: dict[int, float] = {}
+        self.readings = 0
 
     def stepped(self, seconds: float) -> None:
         self.step_seconds += (SMOOTHING if self.step_seconds else 1.0) * (seconds - self.step_seconds)
 
     def read(self, tokens: int, seconds: float) -> None:
         """A reading of so many tokens, padding counted, took so long."""
-        size = max((size for size in SIZES if size <= tokens), default=SIZES[0])
-        seconds *= size / max(size, tokens)
+        if tokens < SIZES[0]:
+            return
+        size = max(size for size in SIZES if size <= tokens)
+        seconds *= size / tokens
         known = self.seconds.get(size, seconds)
         self.seconds[size] = known + SMOOTHING * (seconds - known)
+        self.readings += 1
+        if self.readings % PATIENCE == 0:
+            self.seconds = {tried: known for tried, known in self.seconds.items() if tried <= size}
 
     def chunk(self, *, writing: bool) -> int:
         """How many tokens to read at most. writing: whether sequences wait for their next token meanwhile."""
+        if not self.seconds:
+            return SIZES[0] if writing else FIRST
         allowed = STEPS * self.step_seconds if writing else LONGEST_SECONDS
-        chosen: int = SIZES[0]
-        smaller = self.seconds.get(SIZES[0], SIZES[0] * SECONDS_A_TOKEN)
+        least = min(self.seconds)
+        # Proportionally to the smallest that was tried, and from there on by what is known.
+        chosen, seconds = SIZES[0], self.seconds[least] * SIZES[0] / least
         for size in SIZES[1:]:
-            # Twice as many tokens take twice as long at most: a size that was once slow gets another chance.
-            smaller = min(self.seconds.get(size, 2 * smaller), 2 * smaller)
-            if smaller > allowed:
+            seconds = seconds * 2 if size <= least else self.seconds.get(size, seconds * HOPE)
+            if seconds > allowed:
                 break
             chosen = size
         return chosen

@@ -16,20 +16,20 @@ LEAST_SHARED = 16
 
 
 class HeldTokens:
-    """tokens: int32 [slots, context], of which the first `filled` of a row, int32 [slots], are in the model's memory.
+    """tokens: int32 [rows, context], of which the first `filled` of a row, int32 [rows], are in the model's memory.
 
-    used: when a row was last needed, in turns. taken: places of a row that have memory. Both int64 [slots]."""
+    used: when a row was last needed, in turns. taken: places of a row that have memory. Both int64 [rows]."""
 
     def __init__(self, model: SlotModel) -> None:
         self.model = model
-        self.tokens = np.zeros((model.slots, model.context), np.int32)
-        self.filled = np.zeros(model.slots, np.int32)
-        self.used = np.zeros(model.slots, np.int64)
-        self.taken = np.zeros(model.slots, np.int64)
+        self.tokens = np.zeros((model.rows, model.context), np.int32)
+        self.filled = np.zeros(model.rows, np.int32)
+        self.used = np.zeros(model.rows, np.int64)
+        self.taken = np.zeros(model.rows, np.int64)
         self.turn = 0
 
     def shared(self, prompt: np.ndarray) -> np.ndarray:
-        """How many tokens at the front of the prompt, int32 [tokens], each row holds: int64 [slots]."""
+        """How many tokens at the front of the prompt, int32 [tokens], each row holds: int64 [rows]."""
         longest = min(len(prompt), int(self.filled.max()))
         differs = self.tokens[:, :longest] != prompt[:longest]
         same = np.where(differs.any(axis=1), differs.argmax(axis=1), longest) if longest else np.zeros(len(self.filled))
@@ -74,6 +74,9 @@ class HeldTokens:
             self.taken[row] = kept
             self.filled[row] = min(self.filled[row], kept)
 
-    def oldest(self, first: int) -> int:
-        """Of rows first, first + 1, … the least recently used."""
-        return first + int(self.used[first:].argmin())
+    def oldest(self, first: int, but: int = -1) -> int:
+        """Of rows first, first + 1, … the least recently used, `but` one."""
+        used = self.used[first:].copy()
+        if but >= first and len(used) > 1:
+            used[but - first] = self.turn + 1
+        return first + int(used.argmin())

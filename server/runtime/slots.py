@@ -1,7 +1,7 @@
 """A decoder that keeps the keys and values of many sequences in slots, and computes some of them at a time.
 
-A slot is a row of `context` places, a place is a token. Rows are what the caller makes of them: which sequence is in
-which, and how many of its places hold something, is known to it alone.
+A row has `context` places, a place is a token. What the rows are used for, and how many of their places hold something,
+is known to the caller alone.
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ log = logging.getLogger("espalier.slots")
 
 # Without another word no sequence has more places, however many the network could tell apart.
 MOST_CONTEXT = 4096
-# All slots together take this share of the machine's memory at most.
+# All rows together take this share of the machine's memory at most.
 MEMORY_SHARE = 0.25
+# Rows for every slot, where memory is only taken by what is in them.
+KEPT = 2
 TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
 class SlotModel(Protocol):
     """What an engine asks of a network. Logits are the model's own memory: good until the next call, may be changed.
 
-    slots: sequences that have a place at the same time. context: places of each. tokens: places that may be taken in
-    all slots together.
+    slots: sequences that may be computed together, in the first of the rows. rows: of memory, more than slots: the
+    others keep what may be needed again. context: places of a row. tokens: places that may be taken in all together.
     """
 
     slots: int
+    rows: int
     context: int
     vocabulary: int
     tokens: int
 
-    def prefill(self, slot: int, tokens: Sequence[int] | np.ndarray, start: int, *, logits: bool) -> np.ndarray | None:
+    def prefill(self, row: int, tokens: Sequence[int] | np.ndarray, start: int, *, logits: bool) -> np.ndarray | None:
         """Compute `tokens` at places start, start + 1, … of a row that holds `start` places. Logits of what follows the
         last: float32 [vocabulary], where they are asked for."""
 
@@ -54,7 +57,7 @@ class SlotModel(Protocol):
     def copy(self, source: int, target: int, length: int) -> None:
         """Make the first `length` places of row `target` those of row `source`."""
 
-    def release(self, slot: int, kept: int) -> None:
+    def release(self, row: int, kept: int) -> None:
         """Places of a row from `kept` on are needed no longer: their memory may be given back."""
 
 
@@ -106,13 +109,15 @@ class GraphSlots:
         self.memory: SlotMemory
         if self.provider == CUDA:
             if settings.generation_tokens:
-                self.slots = max(1, min(self.slots, fit // self.context))
-            self.memory = DeviceMemory(self.slots, shapes, self.dtype, self.provider, "cuda")
-            fit = self.slots * self.context
+                self.slots = max(1, min(self.slots, fit // self.context - 1))
+            self.rows = self.slots + 1
+            self.memory = DeviceMemory(self.rows, shapes, self.dtype, self.provider, "cuda")
+            fit = self.rows * self.context
         else:
-            self.memory = HostMemory(self.slots, shapes, self.dtype)
-        self.tokens = min(fit, self.slots * self.context)
-        self.rows = [count * self.context * depth * self.dtype.itemsize for count, depth in heads]
+            self.rows = KEPT * self.slots
+            self.memory = HostMemory(self.rows, shapes, self.dtype)
+        self.tokens = min(fit, self.rows * self.context)
+        self.row_bytes = [count * self.context * depth * self.dtype.itemsize for count, depth in heads]
         self.shapes = shapes
         self.copy, self.release = self.memory.copy, self.memory.release
         # Where runs read and write, and the bindings to it: what a step takes changes, and where it is does not.
@@ -124,10 +129,10 @@ class GraphSlots:
         self.steps: dict[int, onnxruntime.IOBinding] = {}
         self.bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
-    def prefill(self, slot: int, tokens: Sequence[int] | np.ndarray, start: int, *, logits: bool) -> np.ndarray | None:
-        row = np.asarray(tokens, np.int64)[None]
-        asked = np.array([row.shape[1] - 1] if logits else [], np.int64)
-        found = self._read(slot, row, np.array([start + row.shape[1]], np.int32), asked)
+    def prefill(self, row: int, tokens: Sequence[int] | np.ndarray, start: int, *, logits: bool) -> np.ndarray | None:
+        piece = np.asarray(tokens, np.int64)[None]
+        asked = np.array([len(tokens) - 1] if logits else [], np.int64)
+        found = self._read(row, piece, np.array([start + len(tokens)], np.int32), asked)
         return found[0] if logits else None
 
     def prefill_together(self, first: int, prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
@@ -170,7 +175,7 @@ class GraphSlots:
     def _bound(self, first: int, rows: int) -> onnxruntime.IOBinding:
         """A binding whose past and present are rows first, first + 1, … in place."""
         binding = self.session.io_binding()
-        for name, pointer, row, shape in zip(self.past, self.memory.pointers, self.rows, self.shapes, strict=True):
+        for name, pointer, row, shape in zip(self.past, self.memory.pointers, self.row_bytes, self.shapes, strict=True):
             where = (self.memory.device, 0, self.dtype, (rows, *shape), pointer + first * row)
             binding.bind_input(name, *where)
             binding.bind_output(f"next_{name}", *where)
