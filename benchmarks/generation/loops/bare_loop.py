@@ -38,11 +38,11 @@ class Loop:
         rows, tokens = token.shape
         if self.bound != (first, rows):
             self.binding = self.session.io_binding()
+            self.binding.bind_output("logits", "cpu")
             for name, cache in self.caches.items():
                 place, shape = cache[first:].ctypes.data, (rows, *cache.shape[1:])
                 self.binding.bind_input(name, "cpu", 0, np.float32, shape, place)
                 self.binding.bind_output(f"next_{name}", "cpu", 0, np.float32, shape, place)
-            self.binding.bind_output("logits", "cpu")
             self.bound = first, rows
         self.binding.bind_cpu_input("token", token)
         self.binding.bind_cpu_input("length", length)
