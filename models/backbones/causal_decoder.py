@@ -16,8 +16,6 @@ from models.decoder_parts import DecoderParts, LanguageNetwork, Layer, Linear, N
 from models.network import Network, complete
 from models.spec import LanguageModel, ModelSpec, tag
 
-# Families whose graph is known to compute what they compute; one is added here with its test.
-FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 # Rotations whose angles depend on nothing but the place.
 ROTATIONS = ("default", "linear", "llama3", "yarn")
 ACTIVATIONS = {
@@ -179,7 +177,7 @@ def context(config: dict[str, Any], max_length: int | None) -> int:
 
 def is_causal_decoder(config: dict[str, Any]) -> bool:
     """Whether a config.json is that of a causal decoder of a family that is known."""
-    return config.get("model_type") in FAMILIES
+    return config.get("model_type") in catalog.DECODER_FAMILIES
 
 
 def build(spec: ModelSpec) -> Network:
@@ -195,7 +193,8 @@ def build(spec: ModelSpec) -> Network:
         raise ValueError("causal_decoder: give `weights` (a backbone, folder, hub id or GGUF file), or `config`")
     if not is_causal_decoder(parameters.config):
         raise ValueError(
-            f"causal_decoder: a {parameters.config.get('model_type')} is not among its families: {', '.join(FAMILIES)}"
+            f"causal_decoder: a {parameters.config.get('model_type')} is not among its families: "
+            f"{', '.join(catalog.DECODER_FAMILIES)}"
         )
     network = CausalDecoder(spec, parameters.config, parameters.max_length)
     settings = network.decoder.config

@@ -1,12 +1,14 @@
 """Pre-trained weights: where they lie, which architecture they fit, and how they enter a network.
 
-A source is a name in `models.catalog.BACKBONES`, a name the operator gave (`backbones`: name → folder or hub id), a
-folder with a Hugging Face checkpoint, or a hub id such as "microsoft/resnet-18". Only safetensors and tensors-only
-PyTorch files are read; nothing is unpickled.
+A source is a name in `models.catalog.BACKBONES`, a name the operator gave (`backbones`: name → folder, file or hub
+id), a folder with a Hugging Face checkpoint, a hub id such as "microsoft/resnet-18", or of a decoder a GGUF file or a
+folder with one. Only safetensors, GGUF and tensors-only PyTorch files are read; nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +19,14 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from models import catalog
-from models.backbones import efficientnet_lite, image_encoder
+from models.backbones import causal_decoder, efficientnet_lite, gguf_file, image_encoder
+from models.backbones.language import Language, language, tokenizer_of
 from models.backbones.text_encoder import is_text_encoder
 from models.network import Network
 from models.spec import ModelSpec
@@ -47,12 +50,20 @@ def spec_for(model: str, backbones: Mapping[str, str] = NO_BACKBONES) -> ModelSp
     elif model in catalog.ARCHITECTURES and model not in backbones:
         return ModelSpec(architecture=model)
     else:
-        spec = ModelSpec(architecture=_architecture(model, _config(backbones.get(model, model))), weights=model)
+        config = _config(backbones.get(model, model))
+        architecture = _architectures(model, config)[0]
+        if architecture == "text_encoder" and str((config.get("architectures") or [""])[0]).endswith("ForCausalLM"):
+            raise ValueError(
+                f"model {model!r} is a {config['model_type']}, a decoder of a family that is not known; known are "
+                f"{', '.join(catalog.DECODER_FAMILIES)}. To read texts only, take the architecture text_encoder with "
+                "it as `weights`"
+            )
+        spec = ModelSpec(architecture=architecture, weights=model)
     return complete(spec, backbones)
 
 
 def complete(spec: ModelSpec, backbones: Mapping[str, str] = NO_BACKBONES) -> ModelSpec:
-    """`spec` with its encoder's configuration read from its weights, so that it can be built without them.
+    """`spec` with its encoder's or decoder's configuration read from its weights, so that it can be built without them.
 
     Raises ValueError when the weights cannot be found or do not fit the architecture.
     """
@@ -62,22 +73,26 @@ def complete(spec: ModelSpec, backbones: Mapping[str, str] = NO_BACKBONES) -> Mo
     known = catalog.BACKBONES.get(spec.weights)
     if known is not None and known.architecture != spec.architecture:
         raise ValueError(f"weights {spec.weights!r} are those of {known.architecture}, not of {spec.architecture}")
-    if not isinstance(parameters, catalog.TextEncoderParameters | catalog.ImageEncoderParameters):
+    if not isinstance(
+        parameters, catalog.TextEncoderParameters | catalog.ImageEncoderParameters | catalog.CausalDecoderParameters
+    ):
         if known is None:
             raise ValueError(f"{spec.architecture} has no weights {spec.weights!r}")
         return spec
     if parameters.config is not None:
         return spec
     config = _config(_place(spec.weights, backbones))
-    architecture = _architecture(spec.weights, config)
-    if architecture != spec.architecture:
-        kind = "images" if architecture == "image_encoder" else "text"
+    fitting = _architectures(spec.weights, config)
+    if spec.architecture not in fitting:
+        kind = "images" if fitting[0] == "image_encoder" else "text"
         raise ValueError(
             f"weights {spec.weights!r}: a {config['model_type']} for {kind} does not fit {spec.architecture}; "
-            f"the architecture for it is {architecture}"
+            f"the architecture for it is {fitting[0]}"
         )
     filled = {**spec.hyperparameters, "config": config}
-    if isinstance(parameters, catalog.ImageEncoderParameters):
+    if isinstance(parameters, catalog.CausalDecoderParameters):
+        filled["max_length"] = causal_decoder.context(config, parameters.max_length)
+    elif isinstance(parameters, catalog.ImageEncoderParameters):
         if not {"image_size", "mean", "std"} <= filled.keys():
             filled = {**_preprocessing(_place(spec.weights, backbones), config), **filled}
     elif "max_length" not in filled and isinstance(config.get("max_position_embeddings"), int):
@@ -98,15 +113,32 @@ def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKB
             state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
         _fill(network, state, weights, optional=("head.",))
         return
+    if network.spec.architecture == "causal_decoder":
+        _fill(network, _checkpoint(weights, place, AutoModelForCausalLM, "decoder."), weights, optional=())
+        return
+    state = _checkpoint(weights, place, AutoModel, "trunk.encoder.")
+    own = network.state_dict()
+    _fill(network, {name: state[name] for name in state if name in own}, weights, optional=("head.",))
+
+
+def _checkpoint(
+    weights: str, place: str, reader: type[AutoModel] | type[AutoModelForCausalLM], prefix: str
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint in float32, as a module called `prefix` has them."""
+    file = gguf_file.file_at(place)
+    source: dict[str, Any] = {"gguf_file": file.name} if file is not None else {"use_safetensors": True}
     try:
-        source, report = AutoModel.from_pretrained(
-            place,
-            use_safetensors=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # a GGUF file has a bar that is not to be switched off
+            model, report = reader.from_pretrained(
+                place if file is None else file.parent,
+                **source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except NotImplementedError as error:
+        raise ValueError(f"weights {weights!r}: quantized in a way that cannot be read: {error}") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"weights {weights!r} cannot be loaded: {error}") from error
     for name, found, expected in report["mismatched_keys"]:
@@ -114,13 +146,8 @@ def load(network: Network, weights: str, backbones: Mapping[str, str] = NO_BACKB
             f"weights {weights!r}: {name} has shape {tuple(found)}, its config.json says {tuple(expected)}"
         )
     # What the file lacks has been filled with random numbers, without a word.
-    inner = {
-        f"trunk.encoder.{name}": tensor
-        for name, tensor in source.state_dict().items()
-        if name not in report["missing_keys"]
-    }
-    own = {name for name in network.state_dict() if name.startswith("trunk.encoder.")}
-    _fill(network, {name: tensor for name, tensor in inner.items() if name in own}, weights, optional=("head.",))
+    missing = report["missing_keys"]
+    return {prefix + name: tensor for name, tensor in model.state_dict().items() if name not in missing}
 
 
 def tokenizer_json(weights: str, backbones: Mapping[str, str] = NO_BACKBONES) -> tuple[bytes, int]:
@@ -129,22 +156,14 @@ def tokenizer_json(weights: str, backbones: Mapping[str, str] = NO_BACKBONES) ->
     Raises ValueError when there is none that the tokenizers library can read.
     """
     place = _place(weights, backbones)
-    file = Path(place) / "tokenizer.json"
-    if file.is_file():
-        tokenizer = Tokenizer.from_file(str(file))
-    else:
-        try:
-            loaded = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
-            tokenizer = loaded.backend_tokenizer
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"weights {weights!r}: no fast tokenizer: {error}") from error
-        if set(tokenizer.get_vocab()) <= set(loaded.all_special_tokens):
-            # transformers makes one up that knows no word when the files are missing.
-            raise ValueError(f"weights {weights!r}: no tokenizer beside them; add its files, tokenizer.json or vocab")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     padding = _config(place).get("pad_token_id")
-    return tokenizer.to_str().encode(), padding if isinstance(padding, int) else 0
+    return tokenizer_of(place).to_str().encode(), padding if isinstance(padding, int) else 0
+
+
+def language_of(weights: str, backbones: Mapping[str, str] = NO_BACKBONES) -> Language:
+    """How the texts of a decoder are read and written. Raises ValueError when that is not known."""
+    place = _place(weights, backbones)
+    return language(place, _config(place))
 
 
 def imagenet_labels() -> list[str]:
@@ -170,7 +189,10 @@ def _place(weights: str, backbones: Mapping[str, str]) -> str:
 
 
 def _config(place: str) -> dict[str, Any]:
-    """config.json of a folder or hub id, with the defaults of its family."""
+    """config.json of a folder, hub id or GGUF file, with the defaults of its family."""
+    file = gguf_file.file_at(place)
+    if file is not None:
+        return gguf_file.config(file)
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(place, trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
@@ -184,16 +206,20 @@ def _config(place: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 
-def _architecture(model: str, config: Mapping[str, Any]) -> str:
-    """The architecture of ours that a config.json belongs to."""
+def _architectures(model: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The architectures of ours that a config.json may belong to, the one first that it was saved as."""
     family = config.get("model_type")
     if family in image_encoder.FAMILIES:
-        return "image_encoder"
+        return ("image_encoder",)
+    saved_as = config.get("architectures") or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(family))]
+    writes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(family)) in saved_as and not config.get("is_encoder_decoder")
+    if family in catalog.DECODER_FAMILIES:
+        return ("causal_decoder", "text_encoder") if writes else ("text_encoder", "causal_decoder")
     if is_text_encoder(config):
-        return "text_encoder"
+        return ("text_encoder",)
     raise ValueError(
-        f"model {model!r} is a {family}: neither an encoder of texts nor an image backbone of a family that is known "
-        f"({', '.join(image_encoder.FAMILIES)})"
+        f"model {model!r} is a {family}: neither an encoder of texts, nor a decoder or an image backbone of a family "
+        f"that is known ({', '.join((*catalog.DECODER_FAMILIES, *image_encoder.FAMILIES))})"
     )
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from models import registry
-from models.backbones import causal_decoder
 from models.backbones.causal_decoder import CausalDecoder
+from models.catalog import DECODER_FAMILIES
 from models.spec import Classification, LanguageModel, ModelSpec
 
 VOCABULARY = 97
@@ -146,7 +146,7 @@ def test_a_network_comes_back_from_its_folder(network: CausalDecoder, tmp_path: 
 
 
 def test_every_family_is_under_test() -> None:
-    assert {config.model_type for config in CONFIGS.values()} == set(causal_decoder.FAMILIES)
+    assert {config.model_type for config in CONFIGS.values()} == set(DECODER_FAMILIES)
 
 
 @pytest.mark.parametrize(
