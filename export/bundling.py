@@ -87,6 +87,7 @@ def bundle(
             (folder / "evaluation.json").write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)))
             evaluation.plot(folder / "evaluation.png")
         for file, content in (extra_files or {}).items():
+            (folder / file).parent.mkdir(exist_ok=True)
             if isinstance(content, Path):
                 shutil.copyfile(content, folder / file)
             else:

@@ -53,6 +53,8 @@ def publish(folder: Path, repository: Path, draft: Manifest) -> Manifest:
     }
     for name in files:
         flush(folder / name)
+    for inside in filter(Path.is_dir, folder.rglob("*")):
+        flush(inside)
     home = repository / draft.name
     home.mkdir(parents=True, exist_ok=True)
     flush(repository)

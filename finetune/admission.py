@@ -28,7 +28,7 @@ from finetune.recipe import (
     Objective,
     Recipe,
 )
-from finetune.task import TASKS, contradiction, name_of, objective_of, suits
+from finetune.task import TASKS, contradiction, name_of, objective_of, suits, wants_layers
 from models.catalog import (
     ARCHITECTURES,
     BACKBONES,
@@ -106,6 +106,11 @@ def admit(
             raise Refused("objective", str(error)) from error
     if found := contradiction(objective, recipe):
         raise Refused(*found)
+    if architecture is not None:
+        unread = isinstance(recipe.model, ModelSpec) and recipe.model.weights is None
+        random = unread or (stem in SCRATCH and stem not in backbones and stem not in names(repository))
+        if found := wants_layers(recipe, architecture, random=random):
+            raise Refused(*found)
     if isinstance(recipe.model, ModelSpec):
         try:
             suits(objective, recipe.model)

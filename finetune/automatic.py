@@ -9,6 +9,7 @@ learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 
                 (with momentum α RMSProp takes 1 - α of it), AdaGrad 10 times as much, SGD 20 times.
                 Other batches: times the square root of batch / 32 (Malladi et al. 2022), SGD times batch / 32
                 (Goyal et al. 2017). All of it times the recipe's multiplier.
+                An adapter has 5e-4, ten times what its trunk would have (Schulman et al. 2025, "LoRA Without Regret").
                 An adversarial game has 2e-4 (Radford et al. 2016) in the place of 1e-3, a seq2seq network 4e-3.
 epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones, 10,000 for a translation; at
                 least 2 and at most 100, 10 for pre-trained trunks, which are large and know much; 6,000 and 300 for an
@@ -40,6 +41,7 @@ LEARNED_RATE = 5e-4
 SCRATCH_RATE = 1e-3
 SEQ2SEQ_RATE = 4e-3
 HEAD_RATE = 5e-3
+LORA_RATE = 5e-4
 ADVERSARIAL_RATE = 2e-4
 SGD_FACTOR = 20.0
 ADAGRAD_FACTOR = 10.0
@@ -81,6 +83,7 @@ def learning_rate(
     step_items: int,
     beginning: Beginning,
     head_only: bool,
+    lora: bool = False,
     adversarial: bool = False,
     scratch: float = SCRATCH_RATE,
 ) -> float:
@@ -89,6 +92,8 @@ def learning_rate(
         rate = ADVERSARIAL_RATE
     elif head_only:
         rate = HEAD_RATE
+    elif lora:
+        rate = LORA_RATE
     else:
         rate = {"random": scratch, "learned": LEARNED_RATE, "backbone": BACKBONE_RATE[modality]}[beginning]
     ratio = step_items / REFERENCE_BATCH
@@ -138,6 +143,7 @@ def choose(
             step_items=step_items,
             beginning=beginning,
             head_only=recipe.transfer.head_only,
+            lora=recipe.transfer.lora is not None,
             adversarial=adversarial,
             scratch=SEQ2SEQ_RATE if architecture == "seq2seq" else SCRATCH_RATE,
         )

@@ -3,6 +3,7 @@
     <folder>/step-00000120/   weights.safetensors  optimizer.safetensors  state.json
     <folder>/best-00000100.safetensors
 
+What never learns is not in it: a run begins with it again, and its digest is in the run's fingerprint.
 A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is whole or absent. state.json
 holds the SHA-256 of every file; a checkpoint that differs is given up for the one before. Nothing is pickled. There
 is no random state: the random numbers of a step follow from the seed and the step's number.
@@ -10,6 +11,7 @@ is no random state: the random numbers of a step follow from the seed and the st
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import msgspec
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,7 +42,7 @@ class GradientNorms(msgspec.Struct, frozen=True):
 class Progress(msgspec.Struct, kw_only=True):
     """Where a run stands, beside its tensors.
 
-    run: fingerprint of the recipe and the data; a checkpoint of another run is not taken up.
+    run: fingerprint of recipe, data and the weights that never learn; a checkpoint of another run is not taken up.
     step: optimizer steps done; epoch and position in it follow from it.
     best, best_step, best_metrics: the best evaluation so far, by the metric that chooses what is published.
     reference, stale: the value that early stopping wants improved, and the evaluations for which it was not.
@@ -84,6 +87,15 @@ class Checkpoint:
     best: dict[str, Tensor]
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, in hexadecimal."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint, then remove all but the last two. Returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +130,7 @@ def load(folder: Path, run: str, unusable: Callable[[str], None]) -> Checkpoint 
         try:
             state = msgspec.json.decode((path / STATE).read_bytes(), type=_State)
             if state.progress.run != run:
-                raise ValueError("it belongs to a run with another recipe or other data")
+                raise ValueError("it belongs to a run with another recipe or other data, or from other weights")
             best = _best_file(folder, state.progress)
             for name, expected in state.files.items():
                 place = best if name == best.name else path / name

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune import curve, trainer
+from finetune import curve, optim, trainer
 from finetune.automatic import Chosen
 from finetune.bagging import Member, MemberReporter
 from finetune.evaluate import evaluate
 from finetune.objectives.objective import Objective
 from finetune.preprocess import Items
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, Transfer
 from finetune.retraining import retrain
 from finetune.run_request import Reporter
 from finetune.terms import Term
@@ -64,12 +64,26 @@ def train(lesson: Lesson, members: Sequence[Member]) -> list[Trained]:
             reporter = MemberReporter(reporter, member, before=sum(one.result.planned for one in trained))
         items = lesson.learned(lesson.train, member)
         network = lesson.begin(items, member)
+        tell_what_learns(network, lesson.recipe.transfer, reporter)
         fit = _fit(lesson, member, reporter, lesson.run, "checkpoints")
         result = fit(network, items, recipe=lesson.recipe, chosen=lesson.chosen)
         if result.steps < result.planned:
             reporter.event(f"stopped early after {result.steps:,} of {result.planned:,} steps")
         trained.append(Trained(member=member, network=network, result=result, reporter=reporter))
     return trained
+
+
+def tell_what_learns(network: Network, transfer: Transfer, reporter: Reporter) -> None:
+    """Which share of the parameters, where it is not all of them."""
+    counted = [sum(p.numel() for p in found(network, transfer).values()) for found in (optim.learning, optim.fixed)]
+    learned, whole = counted[0], sum(counted)
+    if learned < whole:
+        size = f"{whole / 1e6:,.0f} M" if whole >= 1e7 else f"{whole:,}"
+        reporter.event(
+            f"{100 * learned / whole:.1f} % of {size} parameters learn",
+            type="parameters",
+            data={"learning": learned, "parameters": whole},
+        )
 
 
 def train_again(lesson: Lesson, trained: Sequence[Trained]) -> list[Network]:

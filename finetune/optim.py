@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from finetune import rmsprop
+from finetune.lora import hold_base
 from finetune.recipe import AdaGrad, Adam, AdamW, Optimizer, RmsProp, Schedule, Transfer
 from models.network import Network
 
 
 def build(network: Network, section: Optimizer, transfer: Transfer) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters, frozen ones too: without a gradient they are left alone.
+    """The recipe's optimizer over all parameters that ever learn; without a gradient, yet frozen, they are left alone.
 
     AdamW: Loshchilov and Hutter 2019; Adam: Kingma and Ba 2015; AdaGrad: Duchi, Hazan and Singer 2011. The fused
     kernels update all parameters in one pass (on two CPU cores, twelve times as fast for MiniLM as one operation after
     the other).
     """
-    groups = parameter_groups(network, section.weight_decay, transfer.layer_decay)
+    groups = parameter_groups(network, section.weight_decay, transfer)
     if isinstance(section, AdamW | Adam):
         kind = torch.optim.AdamW if isinstance(section, AdamW) else torch.optim.Adam
         return kind(groups, lr=0.0, betas=(section.beta1, section.beta2), eps=section.epsilon, fused=True)
@@ -39,23 +40,24 @@ def build(network: Network, section: Optimizer, transfer: Transfer) -> torch.opt
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=section.momentum, nesterov=section.nesterov, fused=True)
     if section.momentum:
         # Its fused kernel cannot start the momentum of some parameters, released ones, later than that of others.
-        for parameter in network.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def parameter_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """One group for each block and kind of parameter: `params`, their `names`, `weight_decay` and `scale`.
+def parameter_groups(network: Network, weight_decay: float, transfer: Transfer) -> list[dict[str, Any]]:
+    """One group for each block and kind of parameter that learns: `params`, their `names`, `weight_decay` and `scale`.
 
     `scale` is what the schedule's rate is multiplied by: layer_decay ** distance, the head at distance 0, the last
     block at 1 (Howard and Ruder 2018). Vectors (biases, the scales of norms) do not decay: pulling them to zero
     regularizes nothing.
     """
     blocks = network.blocks()
-    scales = {name: layer_decay ** (len(blocks) - i) for i, (name, _) in enumerate(blocks)}
+    scales = {name: transfer.layer_decay ** (len(blocks) - i) for i, (name, _) in enumerate(blocks)}
     block_of = {id(p): name for name, block in blocks for p in block.parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
+    for name, parameter in learning(network, transfer).items():
         scale = scales[block_of[id(parameter)]] if id(parameter) in block_of else 1.0
         decay = weight_decay if parameter.ndim > 1 else 0.0
         group = groups.setdefault((scale, decay), {"params": [], "names": [], "weight_decay": decay, "scale": scale})
@@ -161,14 +163,29 @@ def still_frozen(frozen: Sequence[nn.Module], transfer: Transfer, epoch: int) ->
     return frozen[: max(0, len(frozen) - released)]
 
 
+def learning(network: Network, transfer: Transfer) -> dict[str, nn.Parameter]:
+    """The parameters that learn at any time of a run, by name; those that are shared once. The network is left in the
+    mode of its last epoch."""
+    frozen = frozen_blocks(network, transfer.freeze, transfer.train_last)
+    set_mode(network, frozen if transfer.unfreeze_epoch is None else [])
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def fixed(network: Network, transfer: Transfer) -> dict[str, nn.Parameter]:
+    """The other ones, which stay what they are in the whole run."""
+    learned = learning(network, transfer)
+    return {name: parameter for name, parameter in network.named_parameters() if name not in learned}
+
+
 def set_mode(network: Network, frozen: Iterable[nn.Module]) -> None:
-    """Training mode and gradients for all but the `frozen` blocks.
+    """Training mode and gradients for all but the `frozen` blocks, and what adapters stand beside.
 
     A frozen block is a fixed function: no gradients, and evaluation mode, so that the running statistics of its batch
     norms stay what they are and its dropout is off.
     """
     network.train()
     network.requires_grad_(True)
+    hold_base(network)
     for block in frozen:
         block.eval()
         block.requires_grad_(False)

@@ -307,6 +307,22 @@ class Regularization(Part, frozen=True, kw_only=True):
     weight_noise: NonNegative = 0.0
 
 
+class Lora(Part, frozen=True, kw_only=True):
+    """The trunk stays as it is, and beside its linear layers learn two thin matrices each, B A · alpha / rank, that are
+    added to their weights in the end (Hu et al. 2022). Layers that freeze or train_last hold back get none.
+
+    rslora: alpha / √rank instead, so that a high rank learns as fast as a low one (Kalajdzievski 2023).
+    dropout: of what goes into A. targets: names of layers, or the ends of such ("q_proj"); "all-linear": every linear
+        layer of the trunk, but the one that answers.
+    """
+
+    rank: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = "all-linear"
+    rslora: bool = False
+
+
 class Transfer(Part, frozen=True, kw_only=True):
     """What of a pre-trained trunk learns, when, and how fast.
 
@@ -316,6 +332,7 @@ class Transfer(Part, frozen=True, kw_only=True):
     unfreeze_epoch: the epoch (from 0) at whose start the frozen part is released; None: never.
     gradual: release one block an epoch from then on, the nearest to the head first, instead of all at once.
     layer_decay: learning rate of a block is peak · layer_decay^(distance from the head); 1.0: all alike.
+    lora: an adapter learns in the place of the trunk.
     """
 
     freeze: str | None = None
@@ -323,6 +340,7 @@ class Transfer(Part, frozen=True, kw_only=True):
     unfreeze_epoch: Annotated[int, msgspec.Meta(ge=1)] | None = None
     gradual: bool = False
     layer_decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 1.0
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if self.freeze is not None and self.train_last is not None:
@@ -331,6 +349,10 @@ class Transfer(Part, frozen=True, kw_only=True):
             raise ValueError("unfreeze_epoch: nothing is frozen; say what by freeze or train_last")
         if self.gradual and self.unfreeze_epoch is None:
             raise ValueError("gradual: give unfreeze_epoch, the epoch that it begins with")
+        if self.lora is not None and (self.freeze == "all" or self.train_last == 0):
+            raise ValueError("lora: with the whole trunk frozen no layer is left to adapt; leave one of them out")
+        if self.lora is not None and self.unfreeze_epoch is not None:
+            raise ValueError("unfreeze_epoch: with lora the trunk stays as it is for good; leave one of them out")
 
     @property
     def head_only(self) -> bool:
@@ -428,6 +450,8 @@ class Recipe(Part, frozen=True, kw_only=True):
     terms: added to the objective's loss in training; the losses that are reported are without them.
     ensemble: several networks, or passes through one, that answer together and say how far they are apart.
     optimizer: "auto" is AdamW, and Adam with a beta1 of 0.5 in an adversarial game (Radford et al. 2016).
+    gradient_checkpointing: what the layers of a Transformer compute is forgotten and computed again for the gradients:
+        the same gradients in less memory and more time (Chen et al. 2016).
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
     """
@@ -456,6 +480,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     augmentation: Augmentation = Augmentation()
     stopping: Stopping | None = None
     gradient_accumulation: Positive = 1
+    gradient_checkpointing: bool = False
     gradient_clip: PositiveFloat | None = 1.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     evaluations_per_epoch: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1

@@ -19,7 +19,7 @@ from export import bundle
 from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as publish
 from export.parity import ParityError
-from finetune import automatic, bagging, ensembles, origin, terms
+from finetune import automatic, bagging, ensembles, lora, optim, origin, terms
 from finetune.bagging import Member, together
 from finetune.batches import evaluation_order
 from finetune.judging import Judged, judge
@@ -31,7 +31,7 @@ from finetune.origin import Origin
 from finetune.preprocess import Items, tensors
 from finetune.recipe import Adversarial, Hyperparameters, McDropout, Objective, Recipe
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
-from finetune.task import contradiction, describe, objective_of, suits
+from finetune.task import contradiction, describe, objective_of, suits, wants_layers
 from models import heads, registry
 from models.mc_dropout import mc_dropout
 from models.network import Headed, Network
@@ -115,6 +115,8 @@ def plan_of(request: RunRequest) -> Plan:
         raise ValueError(why)
     if nonsense := contradiction(section, recipe):
         raise ValueError(nonsense[1])
+    if unfit := wants_layers(recipe, start.spec.architecture, random=start.beginning == "random"):
+        raise ValueError(unfit[1])
     suits(section, start.spec)
     return Plan(recipe=recipe, seed=seed_of(request), start=start, joined=joined, section=section)
 
@@ -167,6 +169,10 @@ def begin(plan: Plan, material: Material, backbones: Mapping[str, str], training
     if isinstance(plan.recipe.ensemble, McDropout):
         row = {name: torch.from_numpy(value) for name, value in training.batch(np.arange(1)).items()}
         network = mc_dropout(network, plan.recipe.ensemble.passes, member.seed, row)
+    transfer = plan.recipe.transfer
+    if transfer.lora is not None:
+        frozen = optim.frozen_blocks(network, transfer.freeze, transfer.train_last)
+        lora.adapt(network, transfer.lora, frozen, plan.base)
     return network
 
 
@@ -193,6 +199,7 @@ def publish_judged(
     network, reading = judged.network, material.reading
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # which its stub lacks
     network.eval()
+    adapters = lora.merge(network)
     held_out = material.test if len(material.test) else material.validation
     shown = tensors(held_out.batch(np.arange(min(SHOWN, len(held_out)))), torch.device("cpu"))
     order = evaluation_order(len(material.validation), PARITY_BATCH)
@@ -225,7 +232,7 @@ def publish_judged(
             validation_sha256=request.validation.sha256 if request.validation else None,
             unlabelled_sha256=sorted(one.sha256 for one in request.unlabelled.values()),
         ),
-        extra_files={**curves(trained), **lesson.objective.pictures(network, shown)},
+        extra_files={**curves(trained), **lesson.objective.pictures(network, shown), **adapters},
         progress=tell,
     )
 

@@ -104,6 +104,28 @@ def contradiction(objective: Objective, recipe: Recipe) -> tuple[str, str] | Non
     return None
 
 
+def wants_layers(recipe: Recipe, architecture: str, *, random: bool) -> tuple[str, str] | None:
+    """A field of the recipe that is for a Transformer's layers, or for pre-trained ones, and why `architecture` cannot
+    have it; None when it can. random: whether it begins with random weights."""
+    transformer = ARCHITECTURES[architecture].transformer
+    if recipe.transfer.lora is not None and not transformer:
+        return "transfer.lora", (
+            f"transfer.lora: adapts the linear layers of a Transformer, and {architecture} is none; "
+            "transfer.freeze and transfer.train_last hold back what is not to learn"
+        )
+    if recipe.transfer.lora is not None and random:
+        return "transfer.lora", (
+            f"transfer.lora: {architecture} begins with random weights here, which an adapter would leave as they are; "
+            "learn it whole, or name a backbone or a published model"
+        )
+    if recipe.gradient_checkpointing and not transformer:
+        return "gradient_checkpointing", (
+            f"gradient_checkpointing: computes a Transformer's layers again, and {architecture} is none; lower "
+            "batch_size instead (gradient_accumulation keeps the step as large)"
+        )
+    return None
+
+
 def suits(objective: Objective, model: ModelSpec) -> None:
     """Raises ValueError when the hyper-parameters of `model` are not what `objective` needs."""
     sparsity = objective.sparsity if isinstance(objective, recipe.Reconstruction) else None

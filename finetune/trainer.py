@@ -35,6 +35,7 @@ from finetune.meter import Meter
 from finetune.objectives.objective import Objective
 from finetune.preprocess import Items, tensors
 from finetune.recipe import Recipe, Schedule, Stopping
+from finetune.recomputation import recompute
 from finetune.run_request import Cancelled, Reporter
 from finetune.terms import Term
 from models import registry
@@ -89,7 +90,8 @@ def fit(
     terms: added to the loss while it learns; losses are reported without them.
     run: fingerprint of recipe and data; a checkpoint of the same run in `folder` is gone on from.
     Raises Cancelled within a step of the reporter saying so, JobFailed when the loss is no longer a number,
-    ValueError for a recipe that cannot be followed (unknown block, precision the device does not have).
+    ValueError for a recipe that cannot be followed (unknown block, precision the device does not have, layers that
+    cannot be computed again).
     """
     accelerator = accelerate(recipe.precision, some_idle=objective.steps_in_round > 1)
     network.to(accelerator.device)
@@ -97,6 +99,11 @@ def fit(
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
     section = chosen.optimizer if recipe.optimizer == "auto" else recipe.optimizer
     optimizer = optim.build(network, section, recipe.transfer)
+    fixed = optim.fixed(network, recipe.transfer)
+    if fixed:
+        run = f"{run} on {checkpoint.digest(fixed)}"
+    if recipe.gradient_checkpointing:
+        recompute(network)
     frozen: Sequence[nn.Module] = optim.frozen_blocks(network, recipe.transfer.freeze, recipe.transfer.train_last)
     held = frozen
     augment = augmentation.build(recipe.augmentation)
@@ -108,6 +115,10 @@ def fit(
     last = steps
     if until is not None and until.step is not None:
         evaluations, last = set(), min(until.step, steps)
+
+    def state() -> dict[str, Tensor]:
+        """What another process needs beside the weights that the run began with."""
+        return {name: tensor for name, tensor in registry.tensors(network).items() if name not in fixed}
 
     progress, best = resume(network, optimizer, accelerator, folder, run, reporter)
     meter = Meter(progress, steps, epoch_steps, reporter, accelerator.device, objective.steps_in_round)
@@ -159,15 +170,13 @@ def fit(
             if until is not None:
                 progress.stopped = until.below is not None and found["loss"] < until.below
             elif judge(progress, found, recipe.stopping, objective):
-                best = {name: tensor.cpu().clone() for name, tensor in registry.tensors(network).items()}
+                best = {name: tensor.cpu().clone() for name, tensor in state().items()}
         ended = progress.stopped or progress.step == last
         if accelerator.is_main_process and (ended or time.monotonic() - saved >= recipe.checkpoint_seconds):
             with meter.paused():
                 progress.loss_sum = float(meter.loss_sum)
                 progress.scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-                path = checkpoint.save(
-                    folder, Checkpoint(progress, registry.tensors(network), optim.state_tensors(optimizer), best)
-                )
+                path = checkpoint.save(folder, Checkpoint(progress, state(), optim.state_tensors(optimizer), best))
             reporter.checkpoint(progress.step, path, progress.best_metrics)
             saved = time.monotonic()
         if ended:
@@ -176,7 +185,7 @@ def fit(
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     accelerator.free_memory()
     if until is None:
-        network.load_state_dict(registry.whole(network, best))
+        put_back(network, best)
     network.eval()
     return FitResult(
         steps=progress.step,
@@ -305,6 +314,11 @@ def share_buffers(accelerator: Accelerator, network: Network) -> None:
         broadcast(list(network.buffers()))
 
 
+def put_back(network: Network, tensors: dict[str, Tensor]) -> None:
+    """Of the network's state, what `tensors` has; the rest stays."""
+    network.load_state_dict({**network.state_dict(), **registry.whole(network, tensors)})
+
+
 def resume(
     network: Network,
     optimizer: torch.optim.Optimizer,
@@ -317,7 +331,7 @@ def resume(
     found = checkpoint.load(folder, run, lambda why: reporter.event(why, level="warn"))
     if found is None:
         return Progress(run=run), {}
-    network.load_state_dict(registry.whole(network, found.weights))
+    put_back(network, found.weights)
     optim.load_state_tensors(optimizer, found.optimizer)
     if accelerator.scaler is not None and found.progress.scaler:
         accelerator.scaler.load_state_dict(found.progress.scaler)

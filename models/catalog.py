@@ -333,6 +333,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     modalities: the kinds of data that it can read.
     objectives: types of a recipe's objective that it can learn by; the first one when the recipe names none.
+    transformer: it is made of a Transformer's layers, or may be: they can be adapted, and computed again for gradients.
     """
 
     name: str
@@ -341,6 +342,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     builder: str
     description: str
     objectives: tuple[str, ...] = SUPERVISED
+    transformer: bool = False
 
 
 class Backbone(msgspec.Struct, frozen=True, kw_only=True):
@@ -435,6 +437,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=ImageEncoderParameters,
             builder="models.backbones.image_encoder:build",
             description="ResNet, ConvNeXt, MobileNet or ViT from a Hugging Face folder or hub id",
+            transformer=True,
         ),
         Card(
             name="text_encoder",
@@ -442,6 +445,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=TextEncoderParameters,
             builder="models.backbones.text_encoder:build",
             description="Any Hugging Face text encoder (BERT, MiniLM, RoBERTa, ...) with mean or first-token pooling",
+            transformer=True,
         ),
         Card(
             name="causal_decoder",
@@ -539,6 +543,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer:build",
             description="Transformer: an encoder that reads a text, a decoder that writes its translation",
             objectives=("translation",),
+            transformer=True,
         ),
         Card(
             name="transformer_encoder",
@@ -547,6 +552,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer_encoder:build",
             description="Transformer encoder that reads texts both ways, with a vocabulary of its own",
             objectives=(*SUPERVISED, "masked_tokens"),
+            transformer=True,
         ),
         Card(
             name="transformer_decoder",
@@ -555,6 +561,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.transformer_decoder:build",
             description="Transformer decoder, causal: a language model with a vocabulary of its own",
             objectives=("next_token",),
+            transformer=True,
         ),
     )
 }

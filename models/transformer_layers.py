@@ -8,10 +8,12 @@ each part adds (the paper's residual dropout). The feed-forward network has GELU
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import Attention, sinusoids
 
@@ -130,13 +132,21 @@ class CrossLayer(nn.Module):
 
 
 class Layers(nn.Module):
-    """Layers one behind the other, and a norm behind the last."""
+    """Layers one behind the other, and a norm behind the last. recomputes: while they learn, each keeps what goes into
+    it alone, and computes the rest again for its gradients."""
 
     def __init__(self, layers: list[nn.Module], width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width)
+        self.recomputes = False
+
+    def call(self, layer: nn.Module, *inputs: Any) -> Any:
+        """What `layer` answers."""
+        if self.recomputes and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
     def blocks(self, name: str = "layer") -> list[tuple[str, nn.Module]]:
         """A layer is a block; the norm belongs to the last."""
@@ -155,7 +165,7 @@ class Stack(Layers):
         """States float32 [batch, length, width], and each layer's keys and values of all that has been read by now."""
         caches = []
         for i, layer in enumerate(self.layers):
-            x, cache = layer(x, seen, past[i] if past is not None else None)
+            x, cache = self.call(layer, x, seen, past[i] if past is not None else None)
             caches.append(cache)
         return self.norm(x), caches
 
@@ -176,6 +186,6 @@ class CrossStack(Layers):
         """As a Stack, and each head's weights of the memory in the last layer."""
         caches, weights = [], x
         for i, layer in enumerate(self.layers):
-            x, cache, weights = layer(x, seen, memory[i], memory_seen, past[i] if past is not None else None)
+            x, cache, weights = self.call(layer, x, seen, memory[i], memory_seen, past[i] if past is not None else None)
             caches.append(cache)
         return self.norm(x), caches, weights
