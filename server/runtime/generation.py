@@ -401,7 +401,7 @@ class Engine:
         if logits is not None and not left:
             self._write([stream], logits[None].copy(), 0)
             return
-        limit = self.pace.chunk(writing=bool(self._writing()[0]))
+        limit = self.pace.chunk(writing=len(self._writing()[0]), reading=len(self.reading))
         group = self._group(stream, limit) if left <= limit and not self.held.filled[stream.row] else [stream]
         found: np.ndarray | None
         start = time.perf_counter()

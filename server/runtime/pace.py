@@ -4,8 +4,10 @@ from __future__ import annotations
 
 # Sequences that are being written wait for a reading about as long as for so many steps.
 STEPS = 2.0
-# With nobody writing: what a new prompt may have to wait for.
+# No reading takes longer: what a new prompt may have to wait for.
 LONGEST_SECONDS = 0.4
+# Nor is a size so small that in one of twice as many tokens each would take less than such a share of the time.
+WORTH = 0.9
 SIZES: tuple[int, ...] = tuple(2**power for power in range(4, 12))  # tokens of a reading: 16 … 2048
 FIRST = 64
 # A size that was not tried yet is thought to take so many times as long as half of it.
@@ -39,11 +41,14 @@ class Pace:
         if self.readings % PATIENCE == 0:
             self.seconds = {tried: known for tried, known in self.seconds.items() if tried <= size}
 
-    def chunk(self, *, writing: bool) -> int:
-        """How many tokens to read at most. writing: whether sequences wait for their next token meanwhile."""
+    def chunk(self, *, writing: int, reading: int = 1) -> int:
+        """How many tokens to read at most. writing: sequences that wait for their next token meanwhile. reading: those
+        that wait for their first; the more of them, the longer the others may."""
         if not self.seconds:
             return SIZES[0] if writing else FIRST
-        allowed = STEPS * self.step_seconds if writing else LONGEST_SECONDS
+        allowed = LONGEST_SECONDS
+        if writing:
+            allowed = min(allowed, STEPS * self.step_seconds * max(1.0, reading / writing))
         least = min(self.seconds)
         # Proportionally to the smallest that was tried, and from there on by what is known.
         chosen, seconds = SIZES[0], self.seconds[least] * SIZES[0] / least
@@ -52,4 +57,15 @@ class Pace:
             if seconds > allowed:
                 break
             chosen = size
-        return chosen
+        return self._worth_it(chosen)
+
+    def _worth_it(self, chosen: int) -> int:
+        """That size, or a larger one where this goes through the network's weights for too few tokens."""
+        for size in SIZES[SIZES.index(chosen) : -1]:
+            seconds = self.seconds.get(size)
+            if seconds is None:
+                return size
+            double = self.seconds.get(2 * size, seconds * HOPE)
+            if double > min(2 * WORTH * seconds, LONGEST_SECONDS):
+                return size
+        return SIZES[-1]

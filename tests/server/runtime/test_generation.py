@@ -297,7 +297,7 @@ def test_new_short_prompts_are_read_together(path: Path, alone: Alone) -> None:
     async def story() -> None:
         model = Watched(path)
         crowd = engine(model)
-        crowd.pace.chunk = lambda *, writing: 100  # type: ignore[method-assign]
+        crowd.pace.chunk = lambda **_: 100  # type: ignore[method-assign]
         model.gate.clear()
         orders = [order([i, *range(i + 5)], 6) for i in range(6)]
         tickets = [crowd.submit(wanted) for wanted in orders]
@@ -335,7 +335,7 @@ def test_short_prompts_pass_a_long_one_that_is_being_read_and_it_goes_on(path: P
     async def story() -> None:
         model = Watched(path, slots=4)
         busy = engine(model)
-        busy.pace.chunk = lambda *, writing: 16  # type: ignore[method-assign]
+        busy.pace.chunk = lambda **_: 16  # type: ignore[method-assign]
         order_of_ends: list[str] = []
 
         async def one(name: str, tokens: list[int]) -> None:
@@ -545,7 +545,7 @@ def test_a_failing_run_fails_its_sequences_and_the_engine_goes_on(path: Path, al
         busy = engine(model, metrics=metrics)
         model.gate.clear()
         model.fails = lambda ran: ran == kind and len(model.runs) < 8
-        busy.pace.chunk = lambda *, writing: 16  # type: ignore[method-assign]
+        busy.pace.chunk = lambda **_: 16  # type: ignore[method-assign]
         lengths = (3, 4, 4, 60)
         tickets = [busy.submit(order([i] * size, 10, logit_bias={END: -1.0})) for i, size in enumerate(lengths)]
         model.gate.set()

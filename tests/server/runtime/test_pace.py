@@ -43,3 +43,27 @@ def test_a_size_that_was_slow_once_gets_another_chance() -> None:
     pace.read(usual, 5.0)
     assert read() < usual
     assert [read() for _ in range(2 * PATIENCE)][-1] == usual
+
+
+def settled(step: float, fixed: float, a_token: float, **asked: int) -> int:
+    """The size that readings of fixed + a_token · tokens come to."""
+    pace = Pace()
+    for _ in range(4 * PATIENCE):
+        pace.stepped(step)
+        size = pace.chunk(**asked)
+        pace.read(size, fixed + a_token * size)
+    return size
+
+
+def test_a_piece_is_never_so_small_that_most_of_it_is_the_weights() -> None:
+    # Two steps have no time even for 16 tokens, which would cost three times as much as they must.
+    size = settled(0.015, 0.03, 1e-3, writing=1)
+    assert (0.03 + 1e-3 * size) / size < 0.6 * (0.03 + 1e-3 * SIZES[0]) / SIZES[0]
+    assert 0.03 + 1e-3 * size <= LONGEST_SECONDS
+
+
+def test_many_that_wait_for_their_first_token_may_keep_a_few_from_their_next() -> None:
+    few, many = (settled(0.02, 0.0, 1e-3, writing=2, reading=reading) for reading in (2, 16))
+    assert few == 32  # two steps
+    assert many == 256  # sixteen steps
+    assert settled(0.02, 0.0, 1e-3, writing=1, reading=1000) <= 1e3 * LONGEST_SECONDS
