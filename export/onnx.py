@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from export.bundle import GraphSpec, TensorSpec
+from export.decoder import write_decoder
+from models.decoder_parts import LanguageNetwork
 from models.network import Graph, Network
 
 UNITS = {
@@ -25,6 +27,9 @@ UNITS = {
     "token": "token id",
     "token_mask": "1 for a token, 0 for padding, which is on the left",
     "past_mask": "1 for a token, 0 for padding",
+    "length": "tokens of the sequence, the new ones counted",
+    "longest": "the largest length",
+    "asked": "number of a new token, counted row by row",
     "attention": "share of each token of the source, the sum is 1",
     "vector": "raw feature, standardized inside the graph",
     "series": "raw number, standardized inside the graph",
@@ -75,6 +80,9 @@ def export_onnx(network: Network, folder: Path, example: Mapping[str, np.ndarray
     """
     network.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.eval()
+    if isinstance(network, LanguageNetwork) and not network.graphs():
+        write_decoder(network.parts(), folder / "model.onnx")
+        return {"model": _described(folder / "model.onnx")}
     # A dimension of 1 would be taken for a constant, so the example has two rows at least.
     batch = {name: torch.from_numpy(np.concatenate([example[name]] * 2)[:3]) for name in network.input_names}
     found = {}
@@ -111,6 +119,11 @@ def _write(graph: Graph, path: Path, example: Mapping[str, Tensor]) -> GraphSpec
             if value.name in graph.outputs and value not in program.model.graph.outputs:
                 value.name = f"inner_{value.name}"
     program.save(path)
+    return _described(path)
+
+
+def _described(path: Path) -> GraphSpec:
+    """What a written graph takes and gives. Raises what the checker raises for one that is none."""
     onnx.checker.check_model(str(path))
     written = onnx.load(str(path), load_external_data=False).graph
     return GraphSpec(

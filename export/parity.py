@@ -10,10 +10,14 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from export import slot_parity
 from export.bundle import Parity
+from models.decoder_parts import LanguageNetwork
 from models.network import Graph, Network
 
 TOLERANCE = 1e-4
+
+NOTHING = "there are no samples to compare PyTorch and ONNX Runtime on"
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -32,6 +36,8 @@ def check(network: Network, folder: Path, batches: Iterable[Inputs], tolerance: 
     shape, or when there is nothing to compare.
     """
     network.to("cpu").eval()
+    if isinstance(network, LanguageNetwork) and not network.graphs():
+        return _check_slots(network, folder, batches, tolerance)
     graphs = [(_compared(name, graph, folder), graph) for name, graph in network.graphs().items()]
     samples, largest, disagreements = 0, 0.0, 0
     sizes: set[int] = set()
@@ -50,7 +56,7 @@ def check(network: Network, folder: Path, batches: Iterable[Inputs], tolerance: 
         if "attention_mask" in inputs:
             lengths.add(first.shape[1])
     if samples == 0:
-        raise ParityError("there are no samples to compare PyTorch and ONNX Runtime on")
+        raise ParityError(NOTHING)
     return Parity(
         samples=samples,
         largest_difference=largest,
@@ -58,6 +64,36 @@ def check(network: Network, folder: Path, batches: Iterable[Inputs], tolerance: 
         top1_disagreements=disagreements,
         batch_sizes=sorted(sizes),
         lengths=sorted(lengths),
+    )
+
+
+def _check_slots(network: LanguageNetwork, folder: Path, batches: Iterable[Inputs], tolerance: float) -> Parity:
+    """The logits of a language model, on whole texts and step by step (`export.slot_parity`)."""
+    lengths: list[int] = []
+    rows: set[int] = set()
+    largest, disagreements = 0.0, 0
+    answers = slot_parity.answers(network, folder / "model.onnx", batches)
+    while True:
+        try:
+            found = next(answers, None)
+        except Exception as error:  # onnxruntime raises a family of its own, one class for each status
+            raise ParityError(f"model.onnx does not run: {error}") from error
+        if found is None:
+            break
+        shape = f"texts of {', '.join(map(str, found.lengths))} tokens, read {found.words}"
+        largest = max(largest, _difference("logits", found.expected, found.found, tolerance, shape))
+        disagreements += _disagreements(found.expected, found.found, tolerance, shape)
+        lengths += found.lengths
+        rows |= found.rows
+    if not lengths:
+        raise ParityError(NOTHING)
+    return Parity(
+        samples=len(lengths) // 2,  # each is read twice
+        largest_difference=largest,
+        tolerance=tolerance,
+        top1_disagreements=disagreements,
+        batch_sizes=sorted(rows),
+        lengths=sorted(set(lengths)),
     )
 
 
@@ -88,20 +124,25 @@ def _compared(
                 )
             if expected[name].size == 0:
                 continue
-            whole = np.issubdtype(expected[name].dtype, np.integer)
-            difference = float(np.abs(found[name].astype(np.float64) - expected[name]).max())
-            allowed = 1.0 if whole else _allowed(expected[name], tolerance)
-            if not difference <= allowed:  # also true of NaN
-                raise ParityError(
-                    f"{name} at {shape}: PyTorch and ONNX Runtime differ by {difference:.2e}, more than {allowed:.0e}"
-                )
-            largest = largest if whole else max(largest, difference)
+            largest = max(largest, _difference(name, expected[name], found[name], tolerance, shape))
         others = 0
         for name in [name for name in outputs if name.startswith("logits") and expected[name].shape[1] > 1]:
             others += _disagreements(expected[name], found[name], tolerance, shape)
         return largest, others
 
     return compare
+
+
+def _difference(name: str, expected: np.ndarray, found: np.ndarray, tolerance: float, shape: str) -> float:
+    """The largest, of whole numbers 0. Raises ParityError for one that is too large."""
+    whole = np.issubdtype(expected.dtype, np.integer)
+    difference = float(np.abs(found.astype(np.float64) - expected).max())
+    allowed = 1.0 if whole else _allowed(expected, tolerance)
+    if not difference <= allowed:  # also true of NaN
+        raise ParityError(
+            f"{name} at {shape}: PyTorch and ONNX Runtime differ by {difference:.2e}, more than {allowed:.0e}"
+        )
+    return 0.0 if whole else difference
 
 
 def _allowed(expected: np.ndarray, tolerance: float) -> float:

@@ -13,9 +13,10 @@ from finetune import ensembles
 from finetune.data.items import Kind
 from finetune.data.validation import Report, kind_of, usable
 from finetune.data.validation import labels as labels_of
-from finetune.data.wanted import Wanted, wanted_of
+from finetune.data.wanted import NOTHING, Wanted, wanted_of
 from finetune.recipe import (
     BinaryCrossEntropy,
+    Chat,
     ConfidencePenalty,
     Coral,
     CrossEntropy,
@@ -98,10 +99,11 @@ def admit(
     stem, architecture = resolve(recipe.model, backbones, repository, allow_hub)
     members = joined(recipe, repository)
     given = recipe.objective or (ensembles.objective_before(members[0]) if members else None)
-    objective = given or CrossEntropy()
+    chats = kind_of(report, recipe.data, NOTHING) == "chats"
+    objective = given or (Chat() if chats else CrossEntropy())
     if architecture is not None:
         try:
-            objective = objective_of(given, architecture)
+            objective = objective_of(given, architecture, chats=chats)
         except ValueError as error:
             raise Refused("objective", str(error)) from error
     if found := contradiction(objective, recipe):
@@ -126,7 +128,7 @@ def admit(
         raise Unusable("training_file", "; ".join(reasons))
     kinds = {KIND_OF[one]: one for one in ARCHITECTURES[architecture].modalities} if architecture else {}
     holds = kind_of(report, recipe.data, wanted)
-    kind: Kind = "text" if holds == "pairs" else holds
+    kind: Kind = "text" if holds in ("pairs", "chats") else holds  # type: ignore[assignment]  # which mypy cannot tell
     if kinds and kind not in kinds:
         learns = " or ".join(f"{one} data ({kind})" for kind, one in kinds.items())
         raise Refused("training_file", f"training_file: holds {holds}, and {stem} learns from {learns}")

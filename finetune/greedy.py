@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
+from export.processing.text import pad
 from models.network import Graph, Network
 
 NEXT = "next_"
@@ -54,3 +55,31 @@ def beginning(graph: Graph, name: str, example: Tensor) -> Tensor:
     """A state before the first step that no encoder puts out: nothing along its dynamic axes."""
     dynamic = graph.axes.get(name, {})
     return example.new_zeros([0 if axis in dynamic else size for axis, size in enumerate(example.shape)])
+
+
+@torch.no_grad()
+def answers(
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ends: Collection[int],
+    max_tokens: int,
+    between: Callable[[], None] = lambda: None,
+) -> list[list[int]]:
+    """How a language model goes on with each of a few prompts, without the token that ends it: everything is read again
+    for every token. The network is in evaluation mode; `between` is as in `translate`."""
+    device = next(network.parameters()).device
+    rows = [list(prompt) for prompt in prompts]
+    going = list(range(len(rows)))
+    for _ in range(max_tokens):
+        between()
+        ids, mask = (torch.from_numpy(one).to(device) for one in pad([rows[i] for i in going], 0, max_length=0))
+        last = torch.tensor([len(rows[i]) - 1 for i in going], device=device)
+        asked = torch.arange(ids.shape[1], device=device) == last[:, None]
+        for i, token in zip(going, network(ids, mask, asked)["logits"].argmax(1).tolist(), strict=True):
+            rows[i].append(token)
+        going = [i for i in going if rows[i][-1] not in ends]
+        if not going:
+            break
+    written = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+    return [row[:-1] if row and row[-1] in ends else row for row in written]

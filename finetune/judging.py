@@ -40,7 +40,17 @@ def judge(network: Network, trained: Sequence[Trained], lesson: Lesson, test: It
         figures = found.figures()
         shown = ", ".join(f"{name.replace('_', ' ')} {figures[name]:.4f}" for name in objective.metrics or figures)
         reporter.event(f"{shown} on {found.samples:,} {words}", type="evaluation", data=figures)
-        return found
+        if not trained or not lesson.knows or not objective.compares:
+            return found
+        both, sentence = objective.compared(found, before(items))
+        reporter.event(sentence, type="comparison", data=both.figures())
+        return both
+
+    def before(items: Items) -> Evaluation:
+        """Of the network that the first member began with."""
+        member, device = trained[0].member, next(network.parameters()).device
+        untouched = lesson.begin(lesson.learned(lesson.train, member), member).to(device)
+        return report(answered(untouched, items), items, objective)
 
     def calibrate() -> None:
         objective.calibrate(on_validation().kept, validation.targets)

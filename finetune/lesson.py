@@ -27,7 +27,8 @@ class Lesson:
     """What all networks of a run have in common.
 
     train, validation: rows of the data set. learned: the items of some rows that a member learns from. begin: its
-    network before the first step. held_out: what it is measured on while it learns. run: the run's fingerprint.
+    network before the first step. knows: whether that has learned something before. held_out: what it is measured on
+    while it learns. run: the run's fingerprint.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class Lesson:
     held_out: Items
     learned: Callable[[np.ndarray, Member], Items]
     begin: Callable[[Items, Member], Network]
+    knows: bool
     run: str
     folder: Path
     reporter: Reporter

@@ -72,9 +72,12 @@ def gather(request: RunRequest, start: Origin, joined: bool, section: Objective,
         spec=reading.input,
         tokenizer=reading.tokenizer,
         written=reading.written,
+        chat_template=reading.chat_template,
+        end_token_ids=reading.generation.end_token_ids if reading.generation else (),
         progress=Preparation(tell),
     )
     items = prepare(dataset, folder=request.folder / CACHE / "training")
+    remark(tell, request.training, items)
     learned = partial(learn_from, items, recipe.augmentation.smote)
     validation = items.select(splits.validation)
     if request.validation is not None:
@@ -82,6 +85,7 @@ def gather(request: RunRequest, start: Origin, joined: bool, section: Objective,
             open_validation_data(request.validation, recipe.data, wanted, dataset, tell),
             folder=request.folder / CACHE / "validation",
         )
+        remark(tell, request.validation, validation)
     if not len(validation):
         none = "no class has two different items" if wanted.kind == "class" else "there are no two different items"
         raise ValueError(
@@ -106,6 +110,12 @@ def gather(request: RunRequest, start: Origin, joined: bool, section: Objective,
     )
     must_have_labels(material)
     return material
+
+
+def remark(tell: Reporter, file: FileRef, items: Items) -> None:
+    """Say what was cut and what was left out when the items of a file were prepared."""
+    for one in items.remarks:
+        tell.event(f"{file.filename}: {one}", level="warn", type="problem")
 
 
 def learn_from(items: Items, neighbours: int, rows: np.ndarray, member: Member) -> Items:

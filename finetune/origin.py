@@ -18,6 +18,9 @@ from export.processing.images import open_image
 from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesInput, TextInput, VectorInput
 from finetune import ensembles
 from finetune.automatic import Beginning
+from finetune.chat_tokens import CHATML, START
+from finetune.data.chats import Conversation
+from finetune.data.chats import texts as texts_of
 from finetune.data.datasets import Dataset
 from finetune.data.targets import Targets
 from finetune.preprocess import Written
@@ -328,18 +331,24 @@ def _read_words(
 ) -> Reading:
     """With the vocabulary of the published model, or one that is learned now."""
     length = recipe.max_length or parameters.max_length or TEXT_LENGTH
+    template = None
+    chats = isinstance(dataset.content(0), Conversation)
     if origin.folder is not None and origin.manifest is not None and isinstance(origin.manifest.input, TextInput):
         input = msgspec.structs.replace(origin.manifest.input, max_length=length)
         tokenizer = (origin.folder / input.tokenizer).read_bytes()
+        if origin.manifest.generation is not None and origin.manifest.generation.chat_template is not None:
+            template = (origin.folder / origin.manifest.generation.chat_template).read_text()
     else:
         input = TextInput(max_length=length, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
-        tokenizer = train_tokenizer((dataset.content(int(item)) for item in learned), parameters.vocabulary_size)
+        words = (text for item in learned for text in texts_of(dataset.content(int(item))))
+        tokenizer = train_tokenizer(words, parameters.vocabulary_size, more=(START,) if chats else ())
     spec = _complete(origin.spec, task, vocabulary=tokens_of(tokenizer), max_length=length)
     generation = None
     if isinstance(task, LanguageModel):
         assert input.eos_token_id is not None, "a vocabulary that is learned has an end"
         generation = Generation(context=length, end_token_ids=[input.eos_token_id])
-    return Reading(spec=spec, input=input, tokenizer=tokenizer, generation=generation)
+    template = template or (CHATML if chats else None)
+    return Reading(spec=spec, input=input, tokenizer=tokenizer, generation=generation, chat_template=template)
 
 
 def _read_pairs(

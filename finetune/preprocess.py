@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,14 +25,16 @@ from export.processing.inputs import BadInput, DataInput, ImageInput, SeriesInpu
 from export.processing.series import pad_series, series
 from export.processing.text import TextProcessor, pad
 from export.processing.vectors import vector
-from finetune.data.datasets import Dataset
-from finetune.vocabulary import PAD
+from finetune.chat_tokens import UNCUT, ChatTokens
+from finetune.data.datasets import MOST_BROKEN, Dataset
+from finetune.vocabulary import PAD, UNASKED
 
 # Above this, decoded images live in a file that is mapped into memory: the page cache keeps what fits.
 IN_MEMORY_BYTES = 2**30
 CHUNK = 256
-# More tokens than any text has.
-UNCUT = 2**31 - 1
+# Conversations that cannot be learned and are named one by one.
+MOST_REMARKS = 20
+CUT = "what is beyond is cut off"
 
 Inputs = dict[str, np.ndarray]
 
@@ -54,6 +56,8 @@ class Items:
     lengths: int64 [items], tokens of texts and steps of series; None for the others.
     collate: rows of the data set → graph inputs by name; rows: int64 [items], those of these items.
     owners: int64 [items], the item of the data set that each is a part of; None where each is a whole one.
+    padding: what stands behind the targets of a shorter text. remarks: what a person should know of how the items were
+        prepared: what was cut, what was left out.
     """
 
     targets: np.ndarray
@@ -61,6 +65,8 @@ class Items:
     rows: np.ndarray
     collate: Callable[[np.ndarray], Inputs]
     owners: np.ndarray | None = None
+    padding: int = PAD
+    remarks: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +78,7 @@ class Items:
     def batch_targets(self, positions: np.ndarray) -> np.ndarray:
         """Targets of the items at `positions`, [batch, ...]; of texts int64 [batch, tokens], padded behind the end."""
         found = self.targets[positions]
-        return pad(found, PAD, max_length=0, multiple=1)[0] if found.dtype == object else found
+        return pad(found, self.padding, max_length=0, multiple=1)[0] if found.dtype == object else found
 
     def select(self, positions: np.ndarray) -> Items:
         """The items at `positions`, or all parts of these items of the data set; nothing is prepared again."""
@@ -90,12 +96,15 @@ def prepare(
     folder: Path,
     progress: Callable[[int, int], None],
     written: Written | None = None,
+    chat_template: str | None = None,
+    end_token_ids: Sequence[int] = (),
 ) -> Items:
     """All items of `dataset` as `spec` says.
 
     tokenizer: tokenizer.json, for texts. folder: where a large image array may lie. progress: called with the items
-    done and in all, every few hundred; what it raises ends the work. written: of targets that are texts. Raises
-    BadInput naming the item that is wrong.
+    done and in all, every few hundred; what it raises ends the work. written: of targets that are texts.
+    chat_template, end_token_ids: of conversations, and what ends an answer. Raises BadInput naming the item that is
+    wrong; of conversations only when more than a tenth are, else they are left out.
     """
     if isinstance(spec, ImageInput):
         return _images(dataset, spec, folder, progress)
@@ -103,23 +112,36 @@ def prepare(
         assert tokenizer is not None, "texts need a tokenizer"
         if dataset.source.wanted.kind == "nothing":
             return _windows(dataset, spec, tokenizer, progress)
+        if dataset.source.wanted.kind == "chat":
+            return _chats(dataset, spec, ChatTokens(spec, tokenizer, chat_template, end_token_ids), progress)
         items = _texts(dataset, spec, tokenizer, progress)
-        return items if written is None else replace(items, targets=written_tokens(dataset.targets, written))
+        if written is None:
+            return items
+        targets, cut = written_tokens(dataset.targets, written)
+        remark = remark_on_length(cut, len(targets), "translations", written.spec.max_length, CUT)
+        return replace(items, targets=targets, remarks=items.remarks + remark)
     if isinstance(spec, SeriesInput):
         return _series(dataset, spec, progress)
     return _vectors(dataset, spec, progress)
 
 
-def written_tokens(texts: np.ndarray, written: Written) -> np.ndarray:
+def written_tokens(texts: np.ndarray, written: Written) -> tuple[np.ndarray, int]:
     """The tokens of each of `texts`, str [items] as objects: int64 [tokens] as objects, [BOS] … [EOS], cut at
-    max_length. What is cut does not end there, so that nobody learns to end in the middle of a sentence."""
+    max_length; and how many were cut. What is cut does not end there, so that nobody learns to end in the middle of a
+    sentence."""
     most = written.spec.max_length
     processor = TextProcessor(msgspec.structs.replace(written.spec, max_length=most + 1), written.tokenizer)
-    found = np.empty(len(texts), object)
+    found, cut = np.empty(len(texts), object), 0
     for start in range(0, len(texts), CHUNK):
         for row, ids in enumerate(processor.encode(list(texts[start : start + CHUNK])), start):
             found[row] = np.array(ids[:most], np.int64)
-    return found
+            cut += len(ids) > most
+    return found, cut
+
+
+def remark_on_length(longer: int, items: int, what: str, most: int, done: str) -> tuple[str, ...]:
+    """Nothing when none is longer than `most` tokens. done: what was done to those that are."""
+    return (f"{longer:,} of {items:,} {what} are longer than {most:,} tokens (max_length): {done}",) if longer else ()
 
 
 def tensors(inputs: Inputs, device: torch.device) -> list[Tensor]:
@@ -149,38 +171,105 @@ def _images(dataset: Dataset, spec: ImageInput, folder: Path, progress: Callable
 def _texts(dataset: Dataset, spec: TextInput, tokenizer: bytes, progress: Callable[[int, int], None]) -> Items:
     processor = TextProcessor(spec, tokenizer)
     ids: list[list[int]] = []
+    cut = 0
     for rows in _chunks(len(dataset), progress):
-        ids += processor.encode([dataset.content(row) for row in rows])
+        for tokens, is_cut in processor.encode_marked([dataset.content(row) for row in rows]):
+            ids.append(tokens)
+            cut += is_cut
 
     def collate(rows: np.ndarray) -> Inputs:
         input_ids, attention_mask = pad([ids[row] for row in rows], spec.pad_token_id, max_length=spec.max_length)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     lengths = np.array([len(row) for row in ids], np.int64)
-    return Items(dataset.targets, lengths, np.arange(len(dataset)), collate)
+    remarks = remark_on_length(cut, len(ids), "texts", spec.max_length, CUT)
+    return Items(dataset.targets, lengths, np.arange(len(dataset)), collate, remarks=remarks)
 
 
 def _windows(dataset: Dataset, spec: TextInput, tokenizer: bytes, progress: Callable[[int, int], None]) -> Items:
     """Texts without labels, whose tokens are their targets. One that is longer than max_length is read in parts, each
-    of which begins with the last token of the one before: every token but the first follows once on what it follows.
-    """
+    of which begins with the last token of the one before: every token but the first follows once on what it
+    follows. The end of a text is learned, also where the tokenizer does not put it."""
     processor = TextProcessor(msgspec.structs.replace(spec, max_length=UNCUT), tokenizer)
     parts: list[np.ndarray] = []
     owners: list[int] = []
+    longer = 0
     for rows in _chunks(len(dataset), progress):
         for row, ids in zip(rows, processor.encode([dataset.content(row) for row in rows]), strict=True):
+            if spec.eos_token_id is not None and ids[-1] != spec.eos_token_id:
+                ids.append(spec.eos_token_id)
+            longer += len(ids) > spec.max_length
             for start in range(0, len(ids) - 1, spec.max_length - 1):
                 parts.append(np.array(ids[start : start + spec.max_length], np.int64))
                 owners.append(row)
 
+    return _token_items(
+        spec, parts, parts, owners, remark_on_length(longer, len(dataset), "texts", spec.max_length, "learned in parts")
+    )
+
+
+def _chats(dataset: Dataset, spec: TextInput, chats: ChatTokens, progress: Callable[[int, int], None]) -> Items:
+    """Conversations and completions, whose targets are what is learned of their tokens. One that is longer than
+    max_length is cut behind, or left out where nothing that is learned would be left."""
+    tokens: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    owners: list[int] = []
+    cut = lost = 0
+    wrong: list[str] = []
+    for rows in _chunks(len(dataset), progress):
+        for row in rows:
+            try:
+                found = chats.rows(dataset.content(row))
+            except BadInput as error:
+                wrong.append(f"{dataset.place(row)}: {error}")
+                continue
+            for one in found:
+                learned = one.targets[: spec.max_length]
+                if not (learned[1:] != UNASKED).any():
+                    lost += 1
+                    continue
+                cut += len(one.tokens) > spec.max_length
+                tokens.append(one.tokens[: spec.max_length])
+                targets.append(learned)
+                owners.append(row)
+    if len(wrong) > MOST_BROKEN * len(dataset):
+        raise BadInput(f"{len(wrong):,} of {len(dataset):,} conversations cannot be learned; the first: {wrong[0]}")
+    if not tokens:
+        raise BadInput(
+            f"no conversation has anything to learn in its first {spec.max_length:,} tokens; give a larger max_length"
+        )
+    remarks = [f"left out {one}" for one in wrong[:MOST_REMARKS]]
+    if len(wrong) > MOST_REMARKS:
+        remarks.append(f"left out {len(wrong) - MOST_REMARKS:,} more conversations")
+    done = f"{cut:,} are cut, {lost:,} are left out, since nothing to learn would be left of them"
+    remarks += remark_on_length(cut + lost, len(dataset), "conversations", spec.max_length, done)
+    return _token_items(spec, tokens, targets, owners, tuple(remarks))
+
+
+def _token_items(
+    spec: TextInput,
+    tokens: Sequence[np.ndarray],
+    learned: Sequence[np.ndarray],
+    owners: Sequence[int],
+    remarks: tuple[str, ...],
+) -> Items:
+    """tokens, learned: int64 [tokens] each, those that are read and those that are to be predicted."""
+
     def collate(rows: np.ndarray) -> Inputs:
-        input_ids, attention_mask = pad([parts[row] for row in rows], spec.pad_token_id, max_length=spec.max_length)
+        input_ids, attention_mask = pad([tokens[row] for row in rows], spec.pad_token_id, max_length=spec.max_length)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    targets = np.empty(len(parts), object)
-    targets[:] = parts
-    lengths = np.array([len(part) for part in parts], np.int64)
-    return Items(targets, lengths, np.arange(len(parts)), collate, np.array(owners, np.int64))
+    targets = np.empty(len(learned), object)
+    targets[:] = learned
+    return Items(
+        targets,
+        np.array([len(row) for row in tokens], np.int64),
+        np.arange(len(tokens)),
+        collate,
+        np.array(owners, np.int64),
+        padding=UNASKED,
+        remarks=remarks,
+    )
 
 
 def _series(dataset: Dataset, spec: SeriesInput, progress: Callable[[int, int], None]) -> Items:

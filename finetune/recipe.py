@@ -178,7 +178,20 @@ class MaskedTokens(Part, frozen=True, kw_only=True, tag="masked_tokens", tag_fie
 
 class NextToken(Part, frozen=True, kw_only=True, tag="next_token", tag_field="type"):
     """Texts without labels: each token from those before it. A language model. A text of more than max_length tokens
-    is learned in parts."""
+    is learned in parts.
+
+    packing: the texts of a batch lie behind each other in as few rows as hold them, none of which sees another: the
+        same loss, without padding that is computed for nothing."""
+
+    packing: bool = True
+
+
+class Chat(Part, frozen=True, kw_only=True, tag="chat", tag_field="type"):
+    """Conversations: each token that the assistant says, the end of its turn too, from all before it; what is said to
+    it is read and not learned. Of prompts and completions the completion and its end. One of more than max_length
+    tokens is cut, or left out where nothing to learn would be left. packing: as for next_token."""
+
+    packing: bool = True
 
 
 class Translation(Part, frozen=True, kw_only=True, tag="translation", tag_field="type"):
@@ -197,6 +210,7 @@ Objective = (
     | Adversarial
     | MaskedTokens
     | NextToken
+    | Chat
     | Translation
 )
 

@@ -22,6 +22,7 @@ from export.parity import ParityError
 from finetune import automatic, bagging, ensembles, lora, optim, origin, terms
 from finetune.bagging import Member, together
 from finetune.batches import evaluation_order
+from finetune.data.validation import holds_conversations
 from finetune.judging import Judged, judge
 from finetune.lesson import Lesson, Trained, curves
 from finetune.lesson import train as train_all
@@ -33,6 +34,7 @@ from finetune.recipe import Adversarial, Hyperparameters, McDropout, Objective, 
 from finetune.run_request import Cancelled, JobFailed, Reporter, RunRequest
 from finetune.task import contradiction, describe, objective_of, suits, wants_layers
 from models import heads, registry
+from models.catalog import ARCHITECTURES
 from models.mc_dropout import mc_dropout
 from models.network import Headed, Network
 
@@ -110,7 +112,13 @@ def plan_of(request: RunRequest) -> Plan:
     start = origin.find(recipe.model, request.repository, request.backbones)
     joined = origin.joined(start, recipe, request.repository, request.backbones)
     before = ensembles.objective_before(start.manifest) if joined and start.manifest else None
-    section = objective_of(recipe.objective or before, start.spec.architecture)
+    given, architecture = recipe.objective or before, start.spec.architecture
+    chats = (
+        given is None
+        and "chat" in ARCHITECTURES[architecture].objectives
+        and holds_conversations(request.training.path, request.training.filename, recipe.data)
+    )
+    section = objective_of(given, architecture, chats=chats)
     if recipe.ensemble and (why := ensembles.contradiction(recipe.ensemble, section, start.spec.architecture)):
         raise ValueError(why)
     if nonsense := contradiction(section, recipe):
@@ -144,6 +152,7 @@ def lesson_of(
         held_out=material.validation,
         learned=material.learned,
         begin=partial(begin, plan, material, request.backbones),
+        knows=plan.start.beginning != "random",
         run=fingerprint(settle(recipe, chosen, plan.seed), request, plan.base),
         folder=request.folder,
         reporter=reporter,

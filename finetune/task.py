@@ -17,6 +17,7 @@ DEFAULTS: dict[str, Objective] = {
     "adversarial": recipe.Adversarial(),
     "translation": recipe.Translation(),
     "next_token": recipe.NextToken(),
+    "chat": recipe.Chat(),
 }
 # The tag of the task that each teaches.
 TASKS: dict[type[Objective], str] = {
@@ -33,6 +34,7 @@ TASKS: dict[type[Objective], str] = {
     recipe.Elbo: "reconstruction",
     recipe.MaskedTokens: "masked_language_model",
     recipe.NextToken: "language_model",
+    recipe.Chat: "language_model",
     recipe.Translation: "translation",
 }
 # Figures that stopping may watch beside "loss". Of a multi-task objective they are "<head>.<figure>".
@@ -49,6 +51,7 @@ METRICS: dict[type[Objective], tuple[str, ...]] = {
     recipe.Elbo: ("error", "explained_variance", "surprise", "kl"),
     recipe.MaskedTokens: ("perplexity", "token_accuracy"),
     recipe.NextToken: ("perplexity", "token_accuracy"),
+    recipe.Chat: ("perplexity", "token_accuracy"),
     recipe.Translation: ("perplexity", "token_accuracy"),
 }
 
@@ -66,9 +69,12 @@ def name_of(objective: Objective) -> str:
     return str(type(objective).__struct_config__.tag)
 
 
-def objective_of(given: Objective | None, architecture: str) -> Objective:
-    """What `architecture` learns when a recipe says `given`. Raises ValueError when it cannot."""
+def objective_of(given: Objective | None, architecture: str, *, chats: bool = False) -> Objective:
+    """What `architecture` learns when a recipe says `given`. chats: whether the data are conversations, which is what
+    it then learns if it can and nothing else is given. Raises ValueError when it cannot learn what is given."""
     possible = ARCHITECTURES[architecture].objectives
+    if given is None and chats and "chat" in possible:
+        return recipe.Chat()
     if given is None:
         return DEFAULTS[possible[0]]
     if name_of(given) not in possible:
@@ -155,7 +161,7 @@ def task_of(objective: Objective, targets: Targets) -> Task:
         return spec.Generation()
     if isinstance(objective, recipe.MaskedTokens):
         return spec.MaskedLanguageModel()
-    if isinstance(objective, recipe.NextToken):
+    if isinstance(objective, recipe.NextToken | recipe.Chat):
         return spec.LanguageModel()
     if isinstance(objective, recipe.Translation):
         return spec.Translation()

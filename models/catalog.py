@@ -453,7 +453,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=CausalDecoderParameters,
             builder="models.backbones.causal_decoder:build",
             description="Llama, Mistral, Qwen2, Qwen3 or GPT-2 from a Hugging Face folder, hub id or GGUF file",
-            objectives=("next_token",),
+            objectives=("next_token", "chat"),
         ),
         Card(
             name="mlp",
@@ -560,7 +560,7 @@ ARCHITECTURES: dict[str, Card] = {
             hyperparameters=TransformerParameters,
             builder="models.transformer_decoder:build",
             description="Transformer decoder, causal: a language model with a vocabulary of its own",
-            objectives=("next_token",),
+            objectives=("next_token", "chat"),
             transformer=True,
         ),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.network import Graph, Network
 
@@ -71,10 +72,22 @@ class DecoderParts:
     activation: str
 
 
-class LanguageNetwork(Network):
-    """Texts to the logits of each token's successor: `forward(input_ids, attention_mask, asked)`, as below. Its one
-    graph is not traced, it is written from `parts()` (`export.decoder`)."""
+def norm(module: Any) -> Norm:
+    """Of torch's LayerNorm, or an RMS norm of transformers."""
+    if isinstance(module, nn.LayerNorm):
+        return Norm(module.weight, module.bias, module.eps)
+    return Norm(module.weight, None, module.variance_epsilon)
 
+
+def linear(module: nn.Linear) -> Linear:
+    return Linear(module.weight, module.bias)
+
+
+class LanguageNetwork(Network):
+    """Texts to the logits of each token's successor. Its one graph is not traced, it is written from `parts()` by
+    `export.decoder`. `context`: tokens of a sequence at most."""
+
+    context: int
     input_names = ("input_ids", "attention_mask")
     output_names = ("logits",)
 

@@ -3,25 +3,30 @@ al. 2018). It is exported as one step of decoding, whose keys and values are kep
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from models import catalog
-from models.attention import causal_mask, padding_mask, places, segment_mask
+from models.attention import causal_mask, padding_mask, places, segment_mask, sinusoids
+from models.decoder_parts import DecoderParts, LanguageNetwork, Layer, linear, norm
 from models.network import Graph, Network, complete
 from models.spec import LanguageModel, ModelSpec, tag
 from models.transformer_layers import Cache, PlacedTokens, Stack, known
 
+# Tokens of a sequence, where `max_length` is open.
+CONTEXT = 256
 
-class CausalNetwork(Network):
-    """Texts to the logits of each token's successor, through the table of tokens they are read with."""
 
-    input_names = ("input_ids", "attention_mask")
-    output_names = ("logits",)
+class CausalNetwork(LanguageNetwork):
+    """The table that tokens are read with answers, too."""
 
     def __init__(self, spec: ModelSpec, vocabulary: int, parameters: catalog.TransformerParameters) -> None:
         super().__init__()
         self.spec = spec
+        self.context = parameters.max_length or CONTEXT
         self.tokens = PlacedTokens(vocabulary, parameters.width, parameters.dropout)
         self.stack = Stack(parameters.layers, parameters.width, parameters.heads, parameters.hidden, parameters.dropout)
 
@@ -29,14 +34,25 @@ class CausalNetwork(Network):
         return [("tokens", self.tokens), *self.stack.blocks()]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, asked: Tensor | None = None) -> dict[str, Tensor]:
-        """input_ids: int64 [batch, sequence]. attention_mask: int64 of that shape, 0 for padding; tokens of one number
-        are a text, which sees nothing of the others in its row and begins at place 0 (1 alone is the usual mask).
-
-        → `logits` float32 [batch, sequence, vocabulary]; with `asked` bool [batch, sequence], of those places only:
-        float32 [places, vocabulary] in their order."""
         seen = segment_mask(attention_mask)
         states, _ = self.stack(self.tokens(input_ids, seen[:, 0].sum(-1) - 1), seen)
         return {"logits": self.tokens.logits(states if asked is None else states[asked])}
+
+    def parts(self) -> DecoderParts:
+        table, width = self.tokens.table.weight, self.tokens.width
+        heads = self.stack.heads
+        return DecoderParts(
+            heads=heads,
+            kv_heads=heads,
+            depth=width // heads,
+            table=table * math.sqrt(width),
+            places=sinusoids(torch.arange(self.context, device=table.device), width),
+            rotation=None,
+            layers=[_layer(layer) for layer in self.stack.layers],
+            norm=norm(self.stack.norm),
+            head=table,
+            activation="gelu",
+        )
 
     def read(
         self, token: Tensor, token_mask: Tensor, whole_mask: Tensor, past: list[Cache] | None
@@ -85,6 +101,25 @@ class CausalNetwork(Network):
         """Keys or values of nothing."""
         width, heads = self.tokens.width, self.stack.heads
         return self.tokens.table.weight.new_zeros(rows, heads, 0, width // heads)
+
+
+def _layer(layer: Any) -> Layer:
+    attention, feed = layer.itself.attention, layer.feed
+    return Layer(
+        attention_norm=norm(layer.itself.norm),
+        query=linear(attention.query),
+        key=linear(attention.key),
+        value=linear(attention.value),
+        query_norm=None,
+        key_norm=None,
+        out=linear(attention.out),
+        scale=attention.depth**-0.5,
+        window=None,
+        feed_norm=norm(feed.norm),
+        gate=None,
+        widen=linear(feed.widen),
+        narrow=linear(feed.narrow),
+    )
 
 
 class Step(nn.Module):

@@ -17,7 +17,20 @@ from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
 from server.errors import exception_handlers
 from server.metrics import Metrics
-from server.routes import classify, completions, docs, embeddings, files, health, images, jobs, models, predict
+from server.routes import (
+    chat,
+    classify,
+    completions,
+    docs,
+    embeddings,
+    files,
+    health,
+    images,
+    jobs,
+    models,
+    predict,
+    tokenize,
+)
 from server.runtime.repository import Repository
 from server.settings import Settings
 
@@ -31,6 +44,8 @@ def create_app(settings: Settings) -> Litestar:
         route_handlers=[
             *classify.handlers,
             *completions.handlers,
+            *chat.handlers,
+            *tokenize.handlers,
             *embeddings.handlers,
             *images.handlers,
             *predict.handlers,

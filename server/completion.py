@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from export.processing.text import TextProcessor
-from server.growing_text import GrowingText, before
+from server.generating import Told, told
+from server.growing_text import before
 from server.runtime.decoding import Prompt
 from server.runtime.search import Candidate
 from server.runtime.writer import Writer
 
 
 class LogProbabilities(msgspec.Struct):
-    """Of the model's own distribution, whatever the temperature. text_offset: where each token's text begins."""
+    """Of the model's own distribution, whatever the temperature. top_logprobs: the likeliest tokens, and the one that
+    was taken. text_offset: where each token's text begins."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -49,37 +52,50 @@ class CompletionUsage(msgspec.Struct):
     total_tokens: int
 
 
-class Completion(msgspec.Struct):
+class Completion(msgspec.Struct, kw_only=True):
     """The answer; also each event of a stream, with the piece of text that is new."""
 
     id: str
+    object: str = "text_completion"
     created: int
     model: str
+    system_fingerprint: str
+    usage: CompletionUsage | msgspec.UnsetType = msgspec.UNSET
     choices: list[CompletionChoice] = []
-    usage: CompletionUsage | None = None
-    object: str = "text_completion"
 
 
-def choice(writer: Writer, prompt: Prompt, index: int, candidate: Candidate, logprobs: int | None) -> CompletionChoice:
-    """A candidate as it is answered. logprobs: how many other tokens to tell at each; None: no log-probabilities."""
-    said = [writer.target.token(token) for token in candidate.tokens]
-    found = CompletionChoice(
-        before(writer.target.decode(candidate.tokens), prompt.options.stop),
-        index,
-        None if logprobs is None else log_probabilities(writer.target, candidate),
-        candidate.finish_reason,
-    )
+def continuation(
+    texts: TextProcessor, candidate: Candidate, index: int, echo: str, stops: Sequence[str], logprobs: int | None
+) -> CompletionChoice:
+    """An answer of a language model. logprobs: how many other tokens to tell at each; None: no log-probabilities."""
+    noted = None if logprobs is None else log_probabilities(texts, told(texts, candidate, len(echo)), logprobs)
+    return CompletionChoice(echo + before(texts.decode(candidate.tokens), stops), index, noted, candidate.finish_reason)
+
+
+def translation(
+    writer: Writer, prompt: Prompt, index: int, candidate: Candidate, logprobs: int | None
+) -> CompletionChoice:
+    found = continuation(writer.target, candidate, index, "", prompt.options.stop, logprobs)
     if candidate.attention is not None:
         read = [writer.source.token(token) for token in prompt.tokens]
+        said = [writer.target.token(token) for token in candidate.tokens]
         found.attention = AttentionMap(read, said, candidate.attention.tolist())
     return found
 
 
-def log_probabilities(texts: TextProcessor, candidate: Candidate) -> LogProbabilities:
-    growing, offsets = GrowingText(texts.tokenizer, ()), []
-    for token in candidate.tokens:
-        offsets.append(growing.given)
-        growing.add(token)
-    others = [{texts.token(token): share for token, share in step.items()} for step in candidate.alternatives]
-    said = [texts.token(token) for token in candidate.tokens]
-    return LogProbabilities(said, candidate.log_probabilities, others or None, offsets)
+def log_probabilities(texts: TextProcessor, tokens: Sequence[Told], others: int) -> LogProbabilities:
+    """others: how many tokens were noted at each."""
+    top = [
+        {texts.token(token): share for token, share in [*one.alternatives.items(), (one.token, one.log_probability)]}
+        for one in tokens
+    ]
+    return LogProbabilities(
+        [texts.token(one.token) for one in tokens],
+        [one.log_probability for one in tokens],
+        top if others else None,
+        [one.offset for one in tokens],
+    )
+
+
+def usage(read: int, written: int) -> CompletionUsage:
+    return CompletionUsage(read, written, read + written)

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qs
 
 import msgspec
@@ -30,6 +30,8 @@ log = logging.getLogger("espalier.inference")
 
 encoder = msgspec.json.Encoder()
 
+T = TypeVar("T")
+
 
 class Usage(msgspec.Struct):
     """`prompt_tokens`: tokens read, 0 for images and vectors."""
@@ -40,6 +42,7 @@ class Usage(msgspec.Struct):
 
 # What a model that cannot do something is asked for instead.
 PLACES = {
+    "chat": ("chat", "/v1/chat/completions"),
     "classify": ("classify", "/v1/classify"),
     "complete": ("write texts", "/v1/completions"),
     "embedding": ("embed", "/v1/embeddings"),
@@ -51,6 +54,8 @@ PLACES = {
 def cannot(model: Model, answer: str) -> str:
     """Why a model is asked at the wrong place, and what the right one is."""
     verb = PLACES[answer][0]
+    if answer == "chat" and model.engine is not None:
+        verb = "chat, for want of a chat template"
     right = " or ".join(place for name, (_, place) in PLACES.items() if name in model.answers)
     return f"{model.name} does not {verb}; ask it at {right}"
 
@@ -67,7 +72,9 @@ class Exchange:
         self.start = time.perf_counter()
         self.model: Model | None = None
         self.content_type = ""
+        # In how many seconds it must have begun; and in how many it must be done, where the client has said so.
         self.timeout = self.settings.request_seconds
+        self.asked_timeout: float | None = None
         self.length: int | None = None
         self.received = 0
         self.streaming = False
@@ -80,7 +87,8 @@ class Exchange:
             if name == b"content-type":
                 self.content_type = value.decode("latin-1")
             elif name == b"x-request-timeout":
-                self.timeout = min(self.timeout, seconds_of(value))
+                self.asked_timeout = seconds_of(value)
+                self.timeout = min(self.timeout, self.asked_timeout)
             elif name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
 
@@ -132,44 +140,56 @@ class Exchange:
         asking.close()
         return False
 
-    def find(self, reference: str | None, answer: str) -> Model:
-        """The model a request names. Raises ApiError 400 when it names none or one that cannot answer so, 404 when it
-        is not served."""
+    async def left(self) -> None:
+        """Wait until the client disconnects. Not beside `gone`."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    def find(self, reference: str | None, answer: str | None) -> Model:
+        """The model a request names; answer: what is asked of it, None: what any can do.
+
+        Raises ApiError 400 when it names none or one that cannot answer so, 404 when it is not served.
+        """
         if not reference:
             raise ApiError(400, "name a model: `model` in the body, or ?model=… beside a raw body", param="model")
         try:
             self.model = self.repository.get(reference)
         except UnknownModel as error:
             raise ApiError(404, str(error), param="model", code="model_not_found") from error
-        if answer not in self.model.answers:
+        self.model.requests += 1
+        if answer is not None and answer not in self.model.answers:
             raise ApiError(400, cannot(self.model, answer), param="model")
         return self.model
 
     async def answers(self, model: Model, rows: list[Any], answer: str) -> list[Any]:
         """Queue the rows and wait."""
-        return await self.result(self.submit(model, rows, answer))
+        return await self.result(self.submit(model, rows, answer).future)
 
     def submit(self, model: Model, rows: list[Any], answer: str, param: str = "input") -> Ticket:
         """Queue the rows; the request is dropped when the client has gone before its turn comes. param: the field that
-        the rows come from."""
-        model.decode_seconds.observe(time.perf_counter() - self.start)
-        if len(rows) > self.settings.queue_limit:
-            limit = self.settings.queue_limit
-            raise ApiError(400, f"{len(rows)} inputs in one request; at most {limit} are taken", param=param)
+        the rows come from. Raises ApiError as `begin` does, 429 when the queue is full."""
+        self.begin(model, len(rows), param)
         try:
             return model.batchers[answer].submit(rows, answer, self.start + self.timeout, self.gone)
         except QueueFull as error:
-            retry = {"retry-after": str(error.retry_after)}
-            raise ApiError(
-                429, f"{model.name} has no room in its queue; try again", code="queue_full", headers=retry
-            ) from error
+            raise no_room(model, error) from error
 
-    async def result(self, ticket: Ticket) -> list[Any]:
-        """One answer a row. Raises ApiError 408 past the deadline, ClientGone, RunFailed."""
+    def begin(self, model: Model, rows: int, param: str) -> None:
+        """What is asked is read, and so many rows of it are to be queued. Raises ApiError 400 for more than a queue
+        holds."""
+        model.decode_seconds.observe(time.perf_counter() - self.start)
+        if rows > (limit := self.settings.queue_limit):
+            raise ApiError(400, f"{rows} inputs in one request; at most {limit} are taken", param=param)
+
+    async def result(self, answered: Awaitable[T]) -> T:
+        """What a queue answers. Raises ApiError 408 past the deadline, ClientGone, RunFailed."""
         try:
-            return await ticket.future
+            return await answered
         except DeadlinePassed as error:
-            waited = f"the request waited {self.timeout:g} s, its deadline, and was dropped"
+            seconds = self.timeout
+            if self.asked_timeout is not None and time.perf_counter() - self.start >= self.asked_timeout:
+                seconds = self.asked_timeout
+            waited = f"the request waited {seconds:g} s, its deadline, and was dropped"
             raise ApiError(408, waited, code="deadline_exceeded") from error
 
     async def stream(self, events: AsyncGenerator[bytes, None]) -> None:
@@ -228,12 +248,18 @@ async def handle(
         what = "The model failed to run" if isinstance(error, RunFailed) else "The server failed to answer"
         message = f"{what}; the server's log has the cause under request id {identity}."
         status, body = 500, ApiError(500, message, code="internal_error").encoded()
-    model = exchange.model
+    if (model := exchange.model) is not None:
+        model.requests -= 1
     exchange.metrics.requests[route, model.name if model else "", str(status)] += 1
     if body is not None:
         await exchange.respond(status, body, headers)
     if model is not None and status == 200:
         model.request_seconds.observe(time.perf_counter() - exchange.start)
+
+
+def no_room(model: Model, error: QueueFull) -> ApiError:
+    retry = {"retry-after": str(error.retry_after)}
+    return ApiError(429, f"{model.name} has no room in its queue; try again", code="queue_full", headers=retry)
 
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""A text that comes token by token: what can be sent of it already."""
+"""A text that grows token by token."""
 
 from __future__ import annotations
 
@@ -10,19 +10,30 @@ from tokenizers.decoders import DecodeStream
 
 class GrowingText:
     """`add` tells what is certain to be in the text; a character whose bytes are not all there is held back, and so
-    is what may be the beginning of a stop text."""
+    is what may be the beginning of a stop text. length: of all that has come, given: of what was told."""
+
+    __slots__ = ("given", "held", "length", "stopped", "stops", "stream", "tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self.tokenizer, self.stops = tokenizer, stops
         self.stream = DecodeStream(skip_special_tokens=True)
-        self.text = ""
-        self.given = 0
+        self.held = ""
+        self.given = self.length = 0
+        self.stopped = False
 
     def add(self, token: int) -> str:
         """What the token brings; often nothing."""
-        self.text += self.stream.step(self.tokenizer, token) or ""
-        certain = min(len(before(self.text, self.stops)), len(self.text) - begun(self.text, self.stops))
-        new = self.text[self.given : certain]
+        new = self.stream.step(self.tokenizer, token)
+        if not new:
+            return ""
+        self.length += len(new)
+        if self.stops:
+            if self.stopped:
+                return ""
+            new = self.held + new
+            self.stopped = (text := before(new, self.stops)) != new
+            certain = len(text) if self.stopped else len(new) - begun(new, self.stops)
+            new, self.held = new[:certain], new[certain:]
         self.given += len(new)
         return new
 

@@ -14,6 +14,8 @@ import msgspec
 
 from finetune.data.validation import Report
 from finetune.recipe import Recipe
+from server.chat_completion import ChatCompletion
+from server.chats import ChatRequest
 from server.completion import Completion
 from server.errors import ErrorBody
 from server.prompts import CompletionRequest
@@ -25,6 +27,7 @@ from server.routes.images import ImagesAnswer, ImagesRequest
 from server.routes.jobs import CheckpointList, EventList, JobList, JobObject
 from server.routes.models import ModelDetails, ModelList
 from server.routes.predict import PredictAnswer
+from server.routes.tokenize import DetokenizeRequest, Text, TokenizeRequest, Tokens
 
 VERSION = "0.1.0"
 WORDS = """Fine-tune networks over HTTP and ask them.
@@ -307,6 +310,37 @@ OPERATIONS = (
         body=json(CompletionRequest),
         example={"model": "german", "prompt": "the cat sleeps", "beams": 4},
         answer={"application/json": Completion, "text/event-stream": TEXT},
+    ),
+    Operation(
+        method="post",
+        path="/v1/chat/completions",
+        tag="inference",
+        summary="Answer a chat",
+        description="As OpenAI's, from a language model that has a chat template. With response_format the answer is "
+        "JSON, JSON that fits a schema, or what a regular expression matches. With stream=true it comes in pieces, as "
+        "server-sent events, then [DONE]. X-Request-Timeout is the time for the whole answer.",
+        parameters=[TIMEOUT],
+        body=json(ChatRequest),
+        example={"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]},
+        answer={"application/json": ChatCompletion, "text/event-stream": TEXT},
+    ),
+    Operation(
+        method="post",
+        path="/v1/tokenize",
+        tag="inference",
+        summary="The tokens that a model reads a text or a chat as",
+        body=json(TokenizeRequest),
+        example={"model": "smollm2", "prompt": "the cat sleeps", "return_token_strs": True},
+        answer=json(Tokens),
+    ),
+    Operation(
+        method="post",
+        path="/v1/detokenize",
+        tag="inference",
+        summary="The text of tokens",
+        body=json(DetokenizeRequest),
+        example={"model": "smollm2", "tokens": [504, 2644]},
+        answer=json(Text),
     ),
     Operation(
         method="post",

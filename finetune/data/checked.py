@@ -13,6 +13,7 @@ import numpy as np
 
 from export.processing.images import open_image
 from export.processing.inputs import BadInput
+from finetune.data.chats import digests
 from finetune.data.items import MOST_CHARACTERS, Source
 from finetune.data.problems import BadFile, Problem
 from finetune.data.targets import MISSING
@@ -35,9 +36,11 @@ class Checked:
 
 def check(source: Source) -> Checked:
     """Read every item, images to their last pixel. An item without a label, broken, or whose content also occurs with
-    another label, is a problem; two numbers measured of the same thing may well differ, as may two translations."""
+    another label, is a problem; two numbers measured of the same thing may well differ, as may two translations, or
+    two answers of the same question, which is the content of a conversation."""
 
-    def judge(i: int) -> bytes | str:
+    def judge(i: int) -> tuple[bytes, bytes] | str:
+        """Digests of the content, and of all that makes the item what it is."""
         try:
             content, label = source.read(i), source.labels[i]
             if label is None:
@@ -46,12 +49,15 @@ def check(source: Source) -> Checked:
                 return f"the translation has {len(label):,} characters; at most {MOST_CHARACTERS:,} are taken"
             if source.kind == "images":
                 _decode(content)
-            return digest(content)
+            if source.wanted.kind == "chat":
+                return digests(content)
+            found = digest(content)
+            return found, digest(found + label.encode()) if source.wanted.kind == "text" else found
         except (BadFile, BadInput) as error:
             return str(error)
 
     items = range(len(source))
-    found: list[bytes | str] = []
+    found: list[tuple[bytes, bytes] | str] = []
     if source.kind == "images":
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(items), AT_ONCE):  # a future for each of millions would fill the memory
@@ -67,7 +73,7 @@ def check(source: Source) -> Checked:
             problems.append(Problem(source.places[i], result))
             continue
         label = source.labels[i] or ""
-        earlier = first.setdefault(result + label.encode() if source.wanted.kind == "text" else result, i)
+        earlier = first.setdefault(result[1], i)
         if earlier == i:
             continue
         if label != source.labels[earlier] and source.wanted.kind in ("class", "set"):
@@ -76,9 +82,9 @@ def check(source: Source) -> Checked:
             problems.append(Problem(source.places[i], f"labelled {label!r}, but the same content is {other}"))
         else:
             duplicates.append((i, earlier))
-    digests = [result if isinstance(result, bytes) else None for result in found]
-    good = [i for i, result in enumerate(found) if isinstance(result, bytes) and i not in contradicted]
-    return Checked(good, digests, problems, duplicates)
+    contents = [None if isinstance(result, str) else result[0] for result in found]
+    good = [i for i, result in enumerate(found) if not isinstance(result, str) and i not in contradicted]
+    return Checked(good, contents, problems, duplicates)
 
 
 def digest(content: Any) -> bytes:

@@ -1,7 +1,7 @@
 """What a data file holds, item by item: where each lies, its label as written, and how to read it.
 
 Images lie in an archive, in one folder a class or named by a table beside them; texts, series and vectors in a
-table.
+table; conversations in a table, or in lines that are read one by one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from finetune.data.archives import Archive, open_archive
+from finetune.data.chats import COMPLETION, MESSAGES, PROMPT, Chat, characters, chat_of, holds_chats, open_chats
+from finetune.data.lines import Lines
 from finetune.data.problems import BadFile, Problem
 from finetune.data.series import holds_series, series_reader
 from finetune.data.tables import Table, form_of, number_of, read_table, text_of
@@ -30,7 +32,7 @@ class Source:
 
     form: "zip", "tar", "csv", "jsonl" or "parquet". columns: of its table, none for class folders.
     places: one an item. answers: the cells of the label columns of each, in the order of `wanted`.
-    read(i): bytes of an image, str, list of float, or for a series float64 [length, channels]; raises BadFile.
+    read(i): bytes of an image, str, list of float, for a series float64 [length, channels], or a Chat; raises BadFile.
     features: names of the numeric columns of a "table". strays: items in no class.
     """
 
@@ -53,20 +55,24 @@ class Source:
         return [written(cells, self.wanted) for cells in self.answers]
 
 
-def open_file(path: Path, filename: str) -> Archive | Table:
-    """An archive of images, or a table of texts or vectors. Raises BadFile when it is neither, or dangerous."""
+def open_file(path: Path, filename: str) -> Archive | Lines | Table:
+    """An archive of images, lines of conversations, or a table. Raises BadFile when it is none, or dangerous."""
     if path.stat().st_size == 0:
         raise BadFile(f"{filename}: empty, 0 bytes")
-    return open_archive(path) or read_table(path, filename)
+    return open_archive(path) or open_chats(path, filename) or read_table(path, filename)
 
 
 def source_of(
-    opened: Archive | Table, filename: str, data: Data, wanted: Wanted, features: Sequence[str] = ()
+    opened: Archive | Lines | Table, filename: str, data: Data, wanted: Wanted, features: Sequence[str] = ()
 ) -> Source:
     """The items of an opened file. features: columns of a vector's numbers; all but the labels when none is named.
     Raises BadFile when it lacks a column that is named, or holds no such items."""
     if isinstance(opened, Archive):
         return _images(opened, data, wanted)
+    if wanted.kind == "chat":
+        return _chats(opened, wanted)
+    if isinstance(opened, Lines):
+        raise BadFile(f"{filename}: holds conversations; the objective that learns them is chat")
     if data.text_column in opened.columns:
         return _texts(opened, data, wanted)
     if data.series_column in opened.columns and holds_series(opened.columns[data.series_column]):
@@ -184,6 +190,37 @@ def _texts(table: Table, data: Data, wanted: Wanted) -> Source:
         places=[table.place(i) for i in range(len(table))],
         wanted=wanted,
         answers=answers(table, wanted),
+        read=read,
+        features=[],
+        strays=[],
+    )
+
+
+def _chats(opened: Lines | Table, wanted: Wanted) -> Source:
+    columns: dict[str, Any] = {MESSAGES: []}
+    if isinstance(opened, Table):
+        if not holds_chats(opened):
+            there = ", ".join(map(repr, opened.columns))
+            raise BadFile(
+                f"there are no conversations: a column {MESSAGES!r} of lists, or {PROMPT!r} and {COMPLETION!r}; the "
+                f"columns are {there}"
+            )
+        columns = opened.columns
+    names = [MESSAGES] if MESSAGES in columns else [PROMPT, COMPLETION]
+
+    def read(i: int) -> Chat:
+        found = chat_of(opened.read(i) if isinstance(opened, Lines) else {name: columns[name][i] for name in names})
+        if (length := characters(found)) > MOST_CHARACTERS:
+            raise BadFile(f"the texts have {length:,} characters; at most {MOST_CHARACTERS:,} are taken")
+        return found
+
+    return Source(
+        kind="text",
+        form=opened.form if isinstance(opened, Table) else "jsonl",
+        columns=columns,
+        places=[opened.place(i) for i in range(len(opened))],
+        wanted=wanted,
+        answers=[()] * len(opened),
         read=read,
         features=[],
         strays=[],

@@ -30,7 +30,7 @@ class Targets:
 
     values: int64 [items], the class; float32 [items, labels] of 0 and 1 for sets; float32 [items, numbers]; for several
     heads all of these side by side in float32 [items, columns], NaN where a cell is empty; str [items] as objects;
-    int64 zeros for nothing.
+    int64 zeros for nothing and for chats.
     strata: int64 [items], the groups that a split divides evenly.
     """
 
@@ -42,7 +42,7 @@ class Targets:
 
 def written(cells: Sequence[Any], wanted: Wanted) -> str | None:
     """The label of an item in words, equal for equal labels; None when it cannot be learned from."""
-    if wanted.kind == "nothing":
+    if wanted.kind in ("nothing", "chat"):
         return ""
     if wanted.kind == "class":
         return text_of(cells[0])
@@ -80,7 +80,7 @@ def read(
     the `place` of the item, and for a file whose labels are all alike.
     """
     strata = np.zeros(len(answers), np.int64)
-    if wanted.kind == "nothing":
+    if wanted.kind in ("nothing", "chat"):
         return Targets([], strata, strata)
     if wanted.kind == "class":
         labels = known.labels if known else _several([str(text_of(cells[0])) for cells in answers])

@@ -11,23 +11,29 @@ import msgspec
 
 from finetune import recipe
 from finetune.data.archives import Archive
+from finetune.data.chats import COMPLETION, MESSAGES, PROMPT, holds_chats
 from finetune.data.checked import check
 from finetune.data.items import Kind, open_file, source_of, unlabelled
+from finetune.data.lines import Lines
 from finetune.data.problems import BadFile, Problem
 from finetune.data.series import holds_series
 from finetune.data.tables import Table, number_of, text_of
 from finetune.data.targets import labels_in
-from finetune.data.wanted import NOTHING, Column, Wanted, wanted_of
+from finetune.data.wanted import CHATS, NOTHING, Column, Wanted, wanted_of
 from finetune.recipe import CrossEntropy, Data
 
 MOST_LISTED = 100
 # A column with more distinct values than this is no label.
 MOST_LABELS = 10_000
+NO_CHATS = (
+    f"the file holds no conversations: lines of {{{MESSAGES!r}: [...]}}, or columns {PROMPT!r} and {COMPLETION!r}"
+)
 NO_CLASSES = f"is no label of classes: it holds lists, or nothing, or more than {MOST_LABELS:,} different values"
 
 
-# A table of texts and their translations is read as "text" when one of its other columns is learned.
-Holding = Kind | Literal["pairs"]
+# A table of texts and their translations, or of prompts and completions, is read as "text" when one of its columns is
+# learned for itself.
+Holding = Kind | Literal["pairs", "chats"]
 
 
 class Duplicate(msgspec.Struct, frozen=True):
@@ -40,7 +46,8 @@ class Duplicate(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What `inspect` found. Lists are cut at 100; `problem_count` and `duplicate_count` count all.
 
-    kind: "pairs" for texts with a translation each, in the columns of these names.
+    kind: "pairs" for texts with a translation each, in the columns of these names; "chats" for conversations, or
+        prompts and completions, as OpenAI's fine-tuning takes them.
     label_counts: items of each label, for every column that could be the label column ("label" for class folders).
     classes: those of the column "label", usable items only; of sets of labels, how many have each. items: usable ones.
     numeric: columns that hold numbers.
@@ -70,18 +77,21 @@ def inspect(path: Path, filename: str) -> Report:
     data = Data()
     wanted = wanted_of(CrossEntropy(), data)
     opened = open_file(path, filename)
-    if isinstance(opened, Table):
+    if isinstance(opened, Lines):
+        wanted = CHATS
+    elif isinstance(opened, Table):
         if len(opened) == 0:
             raise BadFile(f"{filename}: has column names and no rows")
         if data.label_column not in opened.columns and {data.text_column, data.translation_column} <= {*opened.columns}:
             wanted = wanted_of(recipe.Translation(), data)
+        elif not {data.text_column, data.label_column} & {*opened.columns} and holds_chats(opened):
+            wanted = CHATS
         elif data.label_column not in opened.columns or not _default_columns(opened, data):
             return _described(path, opened)
         elif any(isinstance(cell, list) for cell in opened.columns[data.label_column]):
             wanted = wanted_of(recipe.MultiLabel(), data)
     if isinstance(opened, Archive) and unlabelled(opened):
         wanted = NOTHING
-    pairs = wanted.kind == "text"
     source = source_of(opened, filename, data, wanted)
     checked = check(source)
     if not checked.good:
@@ -91,12 +101,12 @@ def inspect(path: Path, filename: str) -> Report:
     if wanted.kind in ("class", "set"):
         classes.update(label for i in checked.good for label in labels_in(source.answers[i][0], wanted.columns[0]))
     return Report(
-        kind="pairs" if pairs else source.kind,
+        kind="pairs" if wanted.kind == "text" else "chats" if wanted.kind == "chat" else source.kind,
         format=source.form,
         columns=list(source.columns),
         items=len(checked.good),
         classes=_ordered(classes),
-        label_counts=_label_counts(source.columns)
+        label_counts=({} if wanted.kind == "chat" else _label_counts(source.columns))
         | ({data.label_column: _ordered(classes)} if wanted.kind in ("class", "nothing") else {}),
         features=source.features,
         problems=checked.problems[:MOST_LISTED],
@@ -119,15 +129,26 @@ def kind_of(report: Report, data: Data, wanted: Wanted) -> Holding:
     return "table" if rest and rest <= set(report.numeric) else report.kind
 
 
+def holds_conversations(path: Path, filename: str, data: Data) -> bool:
+    """Whether a file is one of conversations for a job that does not say what it learns, as `kind_of` finds it."""
+    opened = open_file(path, filename)
+    if isinstance(opened, Table):
+        labelled = {Data().text_column, Data().label_column, data.text_column} & {*opened.columns}
+        return not labelled and holds_chats(opened)
+    return isinstance(opened, Lines)
+
+
 def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str]:
     """Why a job cannot learn from the file; empty when it can. wanted: classes in the label column when None."""
     wanted = wanted or wanted_of(CrossEntropy(), data)
+    if wanted.kind == "chat":
+        return [] if report.kind == "chats" or {PROMPT, COMPLETION} <= {*report.columns} else [NO_CHATS]
     reasons: list[str] = []
     needed = [column.name for column in wanted.columns] if report.columns else []
     kind = kind_of(report, data, wanted)
     if kind == "images" and report.columns:
         needed.append(data.image_column)
-    if kind in ("text", "pairs") and not (data.text_column == Data().text_column and report.features):
+    if kind in ("text", "pairs", "chats") and not (data.text_column == Data().text_column and report.features):
         needed.append(data.text_column)
     if kind == "series":
         needed.append(data.series_column)

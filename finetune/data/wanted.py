@@ -9,7 +9,7 @@ import msgspec
 from finetune import recipe
 from finetune.recipe import Data, Objective
 
-Meaning = Literal["class", "set", "number", "text", "nothing"]
+Meaning = Literal["class", "set", "number", "text", "chat", "nothing"]
 SEPARATOR = "|"
 
 
@@ -25,14 +25,16 @@ class Column(msgspec.Struct, frozen=True):
 class Wanted(msgspec.Struct, frozen=True):
     """The label columns of an objective, in the order of its targets; none for one that learns without labels.
 
-    kind: "class", "set", "number", "text" for those of one meaning, "several" for several heads, "nothing".
+    kind: "class", "set", "number", "text" for those of one meaning, "several" for several heads, "chat" for
+    conversations, which hold what is learned themselves, "nothing".
     """
 
-    kind: Literal["class", "set", "number", "text", "several", "nothing"]
+    kind: Literal["class", "set", "number", "text", "several", "chat", "nothing"]
     columns: tuple[Column, ...] = ()
 
 
 NOTHING = Wanted("nothing")
+CHATS = Wanted("chat")
 MEANINGS: dict[type, Meaning] = {
     recipe.CrossEntropy: "class",
     recipe.KlDivergence: "class",
@@ -42,6 +44,7 @@ MEANINGS: dict[type, Meaning] = {
     recipe.AbsoluteError: "number",
     recipe.Gaussian: "number",
     recipe.Translation: "text",
+    recipe.Chat: "chat",
 }
 
 
@@ -65,4 +68,6 @@ def wanted_of(objective: Objective, data: Data) -> Wanted:
             return Wanted("text", (Column(data.translation_column, "text"),))
         case "class":
             return Wanted("class", (Column(data.label_column, "class"),))
+        case "chat":
+            return CHATS
     return NOTHING

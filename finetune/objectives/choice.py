@@ -13,6 +13,7 @@ from finetune.data.targets import Targets
 from finetune.objectives import cross_entropy, numbers
 from finetune.objectives.adversarial import Adversarial
 from finetune.objectives.binary_cross_entropy import BinaryCrossEntropy
+from finetune.objectives.chat import Chat
 from finetune.objectives.elbo import Elbo
 from finetune.objectives.masked_tokens import MaskedTokens
 from finetune.objectives.multi_label import MultiLabel
@@ -49,10 +50,18 @@ def build(section: recipe.Objective, targets: Targets, train: np.ndarray, readin
             assert reading.written is not None
             source = TextProcessor(reading.input, reading.tokenizer)
             return Translation(smoothing, source, TextProcessor(reading.written.spec, reading.written.tokenizer))
-        case recipe.MaskedTokens() | recipe.NextToken():
+        case recipe.MaskedTokens():
             assert reading.tokenizer is not None, "it learns texts"
-            kind = MaskedTokens if isinstance(section, recipe.MaskedTokens) else NextToken
-            return kind(train, token_sizes(reading.tokenizer))
+            return MaskedTokens(train, token_sizes(reading.tokenizer))
+        case recipe.NextToken(packing=packing) | recipe.Chat(packing=packing):
+            assert isinstance(reading.input, TextInput), "it learns texts"
+            assert reading.tokenizer is not None
+            row = reading.input.max_length if packing else None
+            if isinstance(section, recipe.NextToken):
+                return NextToken(train, token_sizes(reading.tokenizer), row=row)
+            assert reading.generation is not None, "a language model has an end"
+            processor, ends = TextProcessor(reading.input, reading.tokenizer), reading.generation.end_token_ids
+            return Chat(train, token_sizes(reading.tokenizer), processor, ends, row=row)
         case _:
             return _head(section, targets.labels, train)
 

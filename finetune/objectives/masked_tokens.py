@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.objectives.token_prediction import TokenPrediction, before
-from finetune.vocabulary import MASK, PAD, SPECIAL
+from finetune.vocabulary import MASK, SPECIAL
 
 SHARE = 0.15
 MASKED, REPLACED = 0.8, 0.1
@@ -21,7 +21,7 @@ class MaskedTokens(TokenPrediction):
     any token, 10 % left as they are."""
 
     def asked(self, targets: Tensor) -> Tensor:
-        inside = (targets != PAD).sum(1) - 2  # neither [BOS] nor [EOS]
+        inside = (targets >= 0).sum(1) - 2  # neither [BOS] nor [EOS]
         return (SHARE * inside).round().long().clamp(min=1)
 
     def outputs(
@@ -33,7 +33,7 @@ class MaskedTokens(TokenPrediction):
         order, dice = torch.rand((2, *targets.shape), generator=generator).to(targets.device)
         others = torch.randint(len(SPECIAL), self.vocabulary, targets.shape, generator=generator).to(targets.device)
         place = torch.arange(targets.shape[1], device=targets.device)
-        outside = (place == 0) | (place >= ((targets != PAD).sum(1) - 1)[:, None])
+        outside = (place == 0) | (place >= ((targets >= 0).sum(1) - 1)[:, None])
         chosen = order.masked_fill(outside, 2.0).argsort(1).argsort(1) < self.asked(targets)[:, None]
         shown = targets.where(dice >= MASKED + REPLACED, others).masked_fill(dice < MASKED, MASK)
         asked = before(chosen, input_ids.shape[1])

@@ -22,6 +22,7 @@ class Objective:
     keeps_last: whether the weights of the last step are the ones to keep, not those with the lowest loss.
     steps_in_round: in a round of several steps each teaches its own part of the network, the others have no gradient.
     calibrates: whether `calibrate` has something to take from a split that was not learned from.
+    compares: whether `compared` tells how good a network was before it learned.
     """
 
     metrics: tuple[str, ...] = ()
@@ -29,6 +30,7 @@ class Objective:
     keeps_last: bool = False
     steps_in_round: int = 1
     calibrates: bool = False
+    compares: bool = False
 
     def outputs(
         self, model: nn.Module, inputs: list[Tensor], targets: Tensor, step: int | None
@@ -71,6 +73,10 @@ class Objective:
     def intervals(self) -> dict[str, Interval]:
         """Of numbers, by the name of the head, which is "" where there is only one."""
         return {}
+
+    def compared(self, found: Evaluation, before: Evaluation) -> tuple[Evaluation, str]:
+        """`found`, with how good the network was on the same items before it learned, and that in a sentence."""
+        raise NotImplementedError
 
     def examined(self, network: Network, items: Items, found: Evaluation, between: Callable[[], None]) -> Evaluation:
         """`found`, with what takes too long for every evaluation in training: of a network that is done, in evaluation

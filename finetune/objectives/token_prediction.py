@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.reports import language_model
+from export.reports.evaluation import Evaluation
 from export.reports.language_model import PLACES, LanguageModelReport
 from finetune import recipe
 from finetune.objectives.objective import Objective
@@ -18,12 +19,13 @@ from finetune.task import METRICS
 class TokenPrediction(Objective):
     """-log p of each token that is asked for, in nats, summed; a mean is one over tokens.
 
-    Targets are the texts' own tokens, int64 [batch, tokens], [BOS] first, padded at the end. Outputs are `logits`
+    Targets are the texts' own tokens, int64 [batch, tokens], UNASKED behind the end. Outputs are `logits`
     float32 [asked, vocabulary], `wanted` int64 [asked], and where these stand, `row` and `place` int64 [asked].
     """
 
     metrics = METRICS[recipe.NextToken]
     falling = frozenset({"perplexity"})
+    compares = True
     whole = False
 
     def __init__(self, train: np.ndarray, sizes: np.ndarray) -> None:
@@ -31,8 +33,9 @@ class TokenPrediction(Objective):
         sizes: int64 [vocabulary, 2], bytes and characters of each token."""
         self.vocabulary = len(sizes)
         self.sizes = torch.from_numpy(sizes)
-        # The first token is [BOS], which is never asked for. Every token counts once more than it occurs.
-        counts = np.bincount(np.concatenate([tokens[1:] for tokens in train]), minlength=self.vocabulary) + 1
+        # The first token is never asked for. Every token counts once more than it occurs.
+        tokens = np.concatenate([tokens[1:] for tokens in train])
+        counts = np.bincount(tokens[tokens >= 0], minlength=self.vocabulary) + 1
         self.unigram = torch.from_numpy(-np.log(counts / counts.sum())).float()
         self.usual = int(counts.argmax())
 
@@ -73,6 +76,12 @@ class TokenPrediction(Objective):
 
     def report(self, kept: dict[str, np.ndarray], targets: np.ndarray) -> LanguageModelReport:
         return language_model.evaluation(kept, self.whole)
+
+    def compared(self, found: Evaluation, before: Evaluation) -> tuple[Evaluation, str]:
+        assert isinstance(found, LanguageModelReport)
+        assert isinstance(before, LanguageModelReport)
+        both = language_model.compared(found, before)
+        return both, both.sentence()
 
 
 def before(asked: Tensor, length: int) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from models import catalog
 from models.attention import segment_mask
 from models.backbones.encoder import build_decoder
-from models.decoder_parts import DecoderParts, LanguageNetwork, Layer, Linear, Norm
+from models.decoder_parts import DecoderParts, LanguageNetwork, Layer, Linear, linear, norm
 from models.network import Network, complete
 from models.spec import LanguageModel, ModelSpec, tag
 
@@ -144,16 +144,6 @@ def gpt2_layer(layer: Any) -> Layer:
         widen=transposed(layer.mlp.c_fc),
         narrow=transposed(layer.mlp.c_proj),
     )
-
-
-def norm(module: Any) -> Norm:
-    if isinstance(module, nn.LayerNorm):
-        return Norm(module.weight, module.bias, module.eps)
-    return Norm(module.weight, None, module.variance_epsilon)
-
-
-def linear(module: nn.Linear) -> Linear:
-    return Linear(module.weight, module.bias)
 
 
 def transposed(module: Any) -> Linear:

@@ -15,11 +15,22 @@ import msgspec
 from litestar import asgi
 from litestar.types import Receive, Scope, Send
 
-from server.completion import Completion, CompletionChoice, CompletionUsage, choice
+from server.completion import (
+    Completion,
+    CompletionUsage,
+    LogProbabilities,
+    continuation,
+    log_probabilities,
+    translation,
+    usage,
+)
 from server.errors import request_id
+from server.event_lines import EventLines
 from server.exchange import Exchange, decode_json, encoder, handle
+from server.generating import Asked, Told, answers, language_of
+from server.generating import events as generated_events
 from server.growing_text import GrowingText
-from server.prompts import CompletionRequest, prompts_of
+from server.prompts import CompletionRequest, orders_of, sources_of
 from server.rows import on_thread
 from server.runtime.batcher import ClientGone
 from server.runtime.decoding import Prompt
@@ -30,17 +41,69 @@ from server.runtime.writer import Writer
 decoder = msgspec.json.Decoder(CompletionRequest)
 
 # The place of a prompt, and a token of it or its answers.
-Told = tuple[int, int | list[Candidate]]
+News = tuple[int, int | list[Candidate]]
 
 
 async def completions(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]:
     """Completion as JSON, or the events of a stream."""
     request: CompletionRequest = decode_json(await exchange.body(), decoder)
     model = exchange.find(request.model, "complete")
-    prompts = await on_thread(prompts_of, request, model.name, writer_of(model))
-    answer = Completion(f"cmpl-{request_id(exchange.scope)}", int(time.time()), model.name)
+    answer = Completion(
+        id=f"cmpl-{request_id(exchange.scope)}",
+        created=int(time.time()),
+        model=model.name,
+        system_fingerprint=model.fingerprint,
+    )
+    if model.engine is None:
+        return await translate(exchange, model, request, answer)
+    language = language_of(model)
+    asked = await on_thread(orders_of, request, language)
     if request.stream:
-        return events(exchange, model, request, prompts, answer)
+        return stream(exchange, model, request, asked, answer)
+    found = await answers(exchange, model, asked)
+    start = time.perf_counter()
+    answer.choices = [
+        continuation(language.texts, candidate, index, one.echo, one.sampling.stop, request.logprobs)
+        for index, (one, candidate) in enumerate(
+            (one, candidate) for one, candidates in zip(asked, found, strict=True) for candidate in candidates
+        )
+    ]
+    answer.usage = usage(read(asked), sum(len(candidate.tokens) for row in found for candidate in row))
+    body = encoder.encode(answer)
+    model.encode_seconds.observe(time.perf_counter() - start)
+    return body
+
+
+def read(asked: Sequence[Asked]) -> int:
+    return sum(len(one.tokens) for one in asked)
+
+
+def stream(
+    exchange: Exchange, model: Model, request: CompletionRequest, asked: Sequence[Asked], answer: Completion
+) -> AsyncGenerator[bytes, None]:
+    texts, others = language_of(model).texts, request.logprobs
+
+    def note(tokens: list[Told]) -> LogProbabilities:
+        return log_probabilities(texts, tokens, others or 0)
+
+    wanted = request.stream_options is not None and request.stream_options.include_usage
+    return generated_events(
+        exchange,
+        model,
+        asked,
+        EventLines(answer, before=b'"text":', behind=b""),
+        None if others is None else note,
+        (lambda written: usage(read(asked), written)) if wanted else None,
+    )
+
+
+async def translate(
+    exchange: Exchange, model: Model, request: CompletionRequest, answer: Completion
+) -> bytes | AsyncGenerator[bytes, None]:
+    writer = writer_of(model)
+    prompts = await on_thread(sources_of, request, model.name, writer)
+    if request.stream:
+        return translation_events(exchange, model, request, prompts, answer)
     found: list[list[Candidate]] = [[] for _ in prompts]
     async with aclosing(what_is_told(exchange, model, prompts, tokens=False)) as told:
         async for place, candidates in told:
@@ -48,11 +111,11 @@ async def completions(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]
             found[place] = candidates
     start = time.perf_counter()
     answer.choices = [
-        choice(writer_of(model), prompt, place * prompt.options.n + i, candidate, request.logprobs)
+        translation(writer, prompt, place * prompt.options.n + i, candidate, request.logprobs)
         for place, (prompt, candidates) in enumerate(zip(prompts, found, strict=True))
         for i, candidate in enumerate(candidates)
     ]
-    answer.usage = usage(exchange, model, prompts, found)
+    answer.usage = counted(exchange, model, prompts, found)
     body = encoder.encode(answer)
     model.encode_seconds.observe(time.perf_counter() - start)
     return body
@@ -60,14 +123,14 @@ async def completions(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]
 
 async def what_is_told(
     exchange: Exchange, model: Model, prompts: Sequence[Prompt], *, tokens: bool
-) -> AsyncGenerator[Told, None]:
+) -> AsyncGenerator[News, None]:
     """From the decoder: the place of a prompt with each of its tokens, where `tokens` are wanted, and at last with its
     candidates, as soon as it is finished. Raises as Exchange.submit and Exchange.result do."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[Told | None] = asyncio.Queue()
+    queue: asyncio.Queue[News | None] = asyncio.Queue()
     wanted = True
 
-    def tell(told: Told) -> bool:
+    def tell(told: News) -> bool:
         loop.call_soon_threadsafe(queue.put_nowait, told)
         return wanted
 
@@ -83,7 +146,7 @@ async def what_is_told(
         while still_open:
             told = await queue.get()
             if told is None:
-                await exchange.result(ticket)
+                await exchange.result(ticket.future)
                 return
             still_open -= isinstance(told[1], list)
             yield told
@@ -92,11 +155,12 @@ async def what_is_told(
         ticket.future.cancel()
 
 
-async def events(
+async def translation_events(
     exchange: Exchange, model: Model, request: CompletionRequest, prompts: Sequence[Prompt], answer: Completion
 ) -> AsyncGenerator[bytes, None]:
     """A stream: every piece of text as it becomes certain, the end of every answer, then [DONE]."""
-    growing = [GrowingText(writer_of(model).target.tokenizer, prompt.options.stop) for prompt in prompts]
+    writer, lines = writer_of(model), EventLines(answer, before=b'"text":', behind=b"")
+    growing = [GrowingText(writer.target.tokenizer, prompt.options.stop) for prompt in prompts]
     found: list[list[Candidate]] = [[] for _ in prompts]
     async with aclosing(what_is_told(exchange, model, prompts, tokens=True)) as told:
         async for place, news in told:
@@ -104,39 +168,31 @@ async def events(
                 raise ClientGone
             if isinstance(news, int):
                 if text := growing[place].add(news):
-                    yield event(answer, CompletionChoice(text, place))
+                    yield lines.event(place, text, None, None)
                 continue
             found[place] = news
-            last = choice(writer_of(model), prompts[place], place, news[0], None)
-            last.text = growing[place].rest(last.text)
-            yield event(answer, last)
-    answer.usage = usage(exchange, model, prompts, found)
+            last = translation(writer, prompts[place], place, news[0], None)
+            yield lines.event(place, growing[place].rest(last.text), None, last.finish_reason)
+    spent = counted(exchange, model, prompts, found)
     if request.stream_options is not None and request.stream_options.include_usage:
-        yield event(answer)
+        yield lines.usage(spent)
     yield b"data: [DONE]\n\n"
 
 
-def event(answer: Completion, *choices: CompletionChoice) -> bytes:
-    """One server-sent event."""
-    answer.choices = list(choices)
-    return b"data: " + encoder.encode(answer) + b"\n\n"
-
-
 def writer_of(model: Model) -> Writer:
-    assert model.writer is not None, "a model that completes has one"
+    assert model.writer is not None, "a translation has one"
     return model.writer
 
 
-def usage(
+def counted(
     exchange: Exchange, model: Model, prompts: Sequence[Prompt], found: Sequence[Sequence[Candidate]]
 ) -> CompletionUsage:
-    """Of a request, counted by the metrics, too."""
-    read = sum(map(len, prompts))
-    written = sum(len(candidate.tokens) for candidates in found for candidate in candidates)
-    counted = exchange.metrics.generation.of(model.name, str(model.version))
-    counted.prompt_tokens += read
-    counted.generation_tokens += written
-    return CompletionUsage(read, written, read + written)
+    """What a translation's request took, counted by the metrics, too; an engine counts its own."""
+    spent = usage(sum(map(len, prompts)), sum(len(candidate.tokens) for row in found for candidate in row))
+    metrics = exchange.metrics.generation.of(model.name, str(model.version))
+    metrics.prompt_tokens += spent.prompt_tokens
+    metrics.generation_tokens += spent.completion_tokens
+    return spent
 
 
 @asgi("/v1/completions", copy_scope=False)

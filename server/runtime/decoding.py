@@ -1,7 +1,7 @@
 """Step decoding: a graph that answers the next token, run again and again, for all rows of a batch in lockstep.
 
 Tensors find each other by name. What the step graph puts out as `next_X` goes in as `X` the next time: a state. Its
-other inputs are the token, the masks, and the memory: what an encoder has put out by these names, the same in every
+other inputs are the token, the mask, and the memory: what an encoder has put out by these names, the same in every
 step. A state that no encoder puts out begins empty: every dynamic dimension but the batch is 0.
 """
 
@@ -18,7 +18,7 @@ from export.processing.text import pad
 from server.runtime.search import Candidate, Listener, Options, Search
 
 NEXT = "next_"
-SUPPLIED = ("token", "token_mask", "attention_mask")
+SUPPLIED = ("token", "attention_mask")
 
 
 class Runs(Protocol):
@@ -29,7 +29,7 @@ class Runs(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row. tokens: of the source of a translation, or those that a language model goes on from; at least one.
+    """One row. tokens: of the source of a translation, at least one.
     listener: of a row with one sequence. done: told the answers at once, when others in the batch still go on."""
 
     tokens: list[int]
@@ -52,11 +52,11 @@ class Encoder:
 
 
 class StepDecoder:
-    """An encoder, or None for a language model, and the session of its step graph."""
+    """An encoder, and the session of its step graph."""
 
     def __init__(
         self,
-        encoder: Encoder | None,
+        encoder: Encoder,
         session: Runs,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
@@ -74,15 +74,14 @@ class StepDecoder:
         self.encoder, self.session = encoder, session
         self.begin, self.end, self.text, self.max_sequences = begin, end, text, max_sequences
         given, answered = {tensor.name: tensor for tensor in inputs}, {tensor.name for tensor in outputs}
-        encoded = {tensor.name for tensor in encoder.outputs} if encoder else set()
+        encoded = {tensor.name for tensor in encoder.outputs}
         self.states = [name for name in given if NEXT + name in answered]
         self.memory = [name for name in given if name not in self.states and name not in SUPPLIED]
         self.empty = [given[name] for name in self.states if name not in encoded]
         self.encoded = [name for name in (*self.memory, *self.states) if name in encoded]
         self.attends = "attention" in answered
-        required = ["token"] if encoder else ["token", "token_mask"]
-        if missing := [name for name in required if name not in given]:
-            raise ValueError(f"the step graph has no input {missing[0]}")
+        if "token" not in given:
+            raise ValueError("the step graph has no input token")
         if lost := [name for name in self.memory if name not in encoded]:
             raise ValueError(f"nothing puts out {lost[0]}, which the step graph takes")
         if lost := [name for name in answered if name.startswith(NEXT) and name[len(NEXT) :] not in given]:
@@ -125,8 +124,6 @@ class StepDecoder:
             if not np.array_equal(parents, np.arange(len(owner))):
                 states = {name: value.take(parents, axis=0) for name, value in states.items()}
             now = {"token": search.tokens[:, None]}
-            if self.encoder is None:
-                now["token_mask"] = np.ones_like(now["token"])
         return answers
 
     def _read(
@@ -135,9 +132,6 @@ class StepDecoder:
         """What the first step takes: tokens, memory and states."""
         rows = [prompt.tokens for prompt in prompts]
         states = {tensor.name: beginning(tensor, len(rows)) for tensor in self.empty}
-        if self.encoder is None:
-            ids, mask = pad_left(rows)
-            return {"token": ids, "token_mask": mask}, {}, states
         ids, mask = pad(rows, self.encoder.pad_token_id, self.encoder.max_length)
         inputs = {"input_ids": ids, "attention_mask": mask}
         encoded = dict(zip(self.encoded, self.encoder.session.run(inputs, self.encoded), strict=True))
@@ -152,17 +146,6 @@ def trimmed(candidate: Candidate, source: int) -> Candidate:
     """The candidate without its attention to the padding behind so many tokens."""
     attention = candidate.attention
     return candidate if attention is None else replace(candidate, attention=attention[:, :source])
-
-
-def pad_left(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and their mask, int64 [rows, longest], shorter rows behind zeros: all of them end in the last column."""
-    longest = max(len(row) for row in rows)
-    ids = np.zeros((len(rows), longest), np.int64)
-    mask = np.zeros((len(rows), longest), np.int64)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = row
-        mask[i, longest - len(row) :] = 1
-    return ids, mask
 
 
 def beginning(tensor: TensorSpec, rows: int) -> np.ndarray:

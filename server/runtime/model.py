@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -20,8 +21,11 @@ from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, Rows, answers, generator
 from server.runtime.batcher import Batcher, Run
+from server.runtime.generation import Engine
+from server.runtime.language import TASK as LANGUAGE
+from server.runtime.language import LanguageModel, language_model
 from server.runtime.session import Session
-from server.runtime.writer import TASKS as WRITING
+from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
 from server.settings import Settings
 
@@ -33,35 +37,41 @@ LONG_SERIES = 4096
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a thread has prepared, before the event loop puts a queue in front of it. images: the session of the graph
-    that makes images, where that is another than model.onnx."""
+    """What a thread has prepared, before the event loop puts a queue in front of it. session: of model.onnx; None of a
+    language model, whose network `language` holds. images: the session of the graph that makes images, where that is
+    another than model.onnx."""
 
     manifest: Manifest
-    session: Session
-    texts: TextProcessor | None
-    writer: Writer | None
-    images: Session | None
-    inline: bool
+    session: Session | None
     seconds: float
+    texts: TextProcessor | None = None
+    writer: Writer | None = None
+    language: LanguageModel | None = None
+    images: Session | None = None
+    inline: bool = False
 
 
 def load(folder: Path, settings: Settings) -> Loaded:
     """Verify, load and warm up a bundle. Raises DamagedBundle or what the session raises."""
     start = time.perf_counter()
     manifest = bundle.verify(folder)
-    session = Session(folder / "model.onnx", settings.providers, settings.parallel_runs, settings.intra_op_threads)
     texts = None
     if isinstance(manifest.input, TextInput):
         try:
             texts = TextProcessor(manifest.input, (folder / manifest.input.tokenizer).read_bytes())
         except (OSError, ValueError) as error:
             raise bundle.DamagedBundle(f"{folder}: {error}") from error
-    if manifest.task in WRITING:
-        if texts is None:
-            raise bundle.DamagedBundle(f"{folder}: task {manifest.task}, and an input that is no text")
+    if manifest.task in (LANGUAGE, TRANSLATION) and texts is None:
+        raise bundle.DamagedBundle(f"{folder}: task {manifest.task}, and an input that is no text")
+    if manifest.task == LANGUAGE and texts is not None:
+        spoken = language_model(folder, manifest, texts, settings)
+        spoken.warm_up()
+        return Loaded(manifest, None, time.perf_counter() - start, texts, language=spoken)
+    session = Session(folder / "model.onnx", settings.providers, settings.parallel_runs, settings.intra_op_threads)
+    if manifest.task == TRANSLATION and texts is not None:
         written = writer(folder, manifest, session, texts, settings)
         written.warm_up()
-        return Loaded(manifest, session, texts, written, None, False, time.perf_counter() - start)
+        return Loaded(manifest, session, time.perf_counter() - start, texts, writer=written)
     outputs = [output.name for output in manifest.outputs]
     session.run(_blank(manifest, 1), outputs)
     inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
@@ -71,7 +81,7 @@ def load(folder: Path, settings: Settings) -> Loaded:
         path = folder / f"{made.graph}.onnx"
         images = Session(path, settings.providers, settings.parallel_runs, settings.intra_op_threads)
         images.run({"latent": np.zeros((1, made.latent), np.float32)}, ["image"])
-    return Loaded(manifest, session, texts, None, images, inline, time.perf_counter() - start)
+    return Loaded(manifest, session, time.perf_counter() - start, texts, images=images, inline=inline)
 
 
 def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
@@ -91,15 +101,32 @@ class Model:
     def __init__(self, loaded: Loaded, metrics: Metrics, settings: Settings) -> None:
         self.manifest = loaded.manifest
         self.name, self.version = loaded.manifest.name, loaded.manifest.version
-        self.provider = loaded.session.provider
-        self.texts = loaded.texts
-        self.writer = loaded.writer
+        self.fingerprint = fingerprint(loaded.manifest)
+        self.texts, self.writer, self.language = loaded.texts, loaded.writer, loaded.language
         self.inline = loaded.inline
         self.generator = generator(loaded.manifest)
+        self.requests = 0  # that are open
         labels = (self.name, str(self.version))
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.request_seconds = metrics.latency.labels(*labels)
+        # By what is asked for: rows of different graphs cannot run together.
+        self.batchers: dict[str, Batcher] = {}
+        self.engine: Engine | None = None
+        if (language := loaded.language) is not None:
+            self.provider = language.slots.provider
+            self.engine = Engine(
+                language.slots,
+                ends=language.ends,
+                text=language.texts.decode,
+                queue_limit=settings.queue_limit,
+                metrics=metrics.generation.of(*labels),
+            )
+            self.answers = {"complete"} if language.template is None else {"complete", "chat"}
+            return
+        session = loaded.session
+        assert session is not None, "what has no engine has a session"
+        self.provider = session.provider
         known = answers(loaded.manifest)
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
@@ -115,13 +142,12 @@ class Model:
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
             )
 
-        self.batcher = batcher(
-            _writing(loaded.writer) if loaded.writer else _runner(loaded, known),
-            0 if loaded.inline else loaded.session.parallel,
+        main = batcher(
+            _writing(loaded.writer) if loaded.writer else _runner(session, loaded.manifest, known),
+            0 if loaded.inline else session.parallel,
             len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
         )
-        # By what is asked for: rows of different graphs cannot run together.
-        self.batchers = dict.fromkeys(["complete"] if loaded.writer else known, self.batcher)
+        self.batchers = dict.fromkeys(["complete"] if loaded.writer else known, main)
         if loaded.images is not None:
             self.batchers["generate"] = batcher(_generating(loaded.images), loaded.images.parallel, None)
         self.answers = set(self.batchers)
@@ -133,13 +159,24 @@ class Model:
         return self.manifest.input
 
     def waiting(self) -> int:
-        """Rows that wait for a run."""
+        """Rows that wait for a run, or orders for a slot."""
+        if self.engine is not None:
+            return self.engine.depth()
         return sum(batcher.depth() for batcher in set(self.batchers.values()))
 
-    async def drain(self) -> None:
-        """Wait until nothing is queued or running."""
-        while any(batcher.waiting or batcher.running for batcher in self.batchers.values()):  # noqa: ASYNC110 - once
+    async def close(self) -> None:
+        """Wait until the requests that hold this model are answered, then end what it runs on."""
+        while self.requests or any(batcher.waiting or batcher.running for batcher in self.batchers.values()):  # noqa: ASYNC110 - once
             await asyncio.sleep(0.01)
+        if self.engine is not None:
+            await self.engine.drain()
+            self.engine.close()
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """Of everything that a bundle's answers depend on: equal seeds draw equal texts where this is equal."""
+    digests = "".join(f"{name}{digest.sha256}" for name, digest in sorted(manifest.files.items()))
+    return f"fp_{hashlib.sha256(digests.encode()).hexdigest()[:12]}"
 
 
 def _writing(found: Writer) -> Run:
@@ -160,10 +197,9 @@ def _generating(session: Session) -> Run:
     return run
 
 
-def _runner(loaded: Loaded, known: Mapping[str, Answer]) -> Any:
+def _runner(session: Session, manifest: Manifest, known: Mapping[str, Answer]) -> Any:
     """Rows to answers: stacked or padded, run, and made what was asked for."""
-    session, spec = loaded.session, loaded.manifest.input
-    name = loaded.manifest.inputs[0].name
+    spec, name = manifest.input, manifest.inputs[0].name
 
     def run(rows: list[Any], wanted: list[str]) -> dict[str, Rows]:
         if isinstance(spec, TextInput):

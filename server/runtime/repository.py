@@ -35,6 +35,8 @@ class Repository:
         # Versions that would not load, with their manifest's time of change: tried again when that is another.
         self.refused: dict[tuple[str, int], float] = {}
         self.task: asyncio.Task[None] | None = None
+        # Versions that are no longer served, while their last requests are answered.
+        self.retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Load what there is, then go on looking."""
@@ -43,13 +45,12 @@ class Repository:
         self.task = asyncio.create_task(self._poll())
 
     async def stop(self) -> None:
-        """Stop looking, and wait for the queues to empty."""
+        """Stop looking, and wait until what was asked is answered."""
         if self.task is not None:
             self.task.cancel()
             with suppress(asyncio.CancelledError):
                 await self.task
-        for model in self.models.values():
-            await model.drain()
+        await asyncio.gather(*(model.close() for model in self.models.values()), *self.retiring)
 
     def get(self, reference: str) -> Model:
         """The model served as "name" or "name:version". Raises UnknownModel."""
@@ -106,6 +107,9 @@ class Repository:
         log.info("serving %s version %d on %s, loaded in %.2f s", name, model.version, model.provider, loaded.seconds)
 
     def _retire(self, model: Model) -> None:
+        task = asyncio.create_task(model.close())
+        self.retiring.add(task)
+        task.add_done_callback(self.retiring.discard)
         labels = (model.name, str(model.version))
         self.metrics.queue.pop(labels, None)
         self.metrics.generation.retire(*labels)

@@ -29,7 +29,7 @@ from finetune.objectives.token_prediction import TokenPrediction
 from finetune.preprocess import Items, prepare
 from finetune.recipe import Augmentation, Data, Recipe, Transfer
 from finetune.run_request import Cancelled
-from finetune.vocabulary import BOS, EOS, MASK, PAD, SPECIAL, token_sizes, tokens_of, train_tokenizer
+from finetune.vocabulary import BOS, EOS, MASK, PAD, SPECIAL, UNASKED, token_sizes, tokens_of, train_tokenizer
 from models import registry
 from models.network import Network
 from models.spec import LanguageModel, MaskedLanguageModel, ModelSpec
@@ -54,7 +54,7 @@ def items_of(texts: np.ndarray) -> Items:
         ids = np.stack([np.pad(texts[row], (0, longest - len(texts[row]))) for row in wanted])
         return {"input_ids": ids, "attention_mask": (ids != PAD).astype(np.int64)}
 
-    return Items(texts, np.array([len(text) for text in texts]), np.arange(len(texts)), collate)
+    return Items(texts, np.array([len(text) for text in texts]), np.arange(len(texts)), collate, padding=UNASKED)
 
 
 def batch_of(texts: np.ndarray) -> tuple[list[Tensor], Tensor]:

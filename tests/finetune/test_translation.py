@@ -101,11 +101,12 @@ def test_a_report_of_a_worse_model_than_a_float_can_say(tmp_path: Path) -> None:
 
 def test_targets_begin_and_end_and_what_is_cut_does_not_end() -> None:
     texts = np.array(["una pagina", "la", "la " * 40], object)
-    short, tiny, cut = written_tokens(texts, Written(SPEC, TOKENIZER))
+    (short, tiny, cut), how_many = written_tokens(texts, Written(SPEC, TOKENIZER))
+    assert how_many == 1
     assert (short[0], short[-1], tiny[0], tiny[-1]) == (BOS, EOS, BOS, EOS)
     assert (len(cut), cut[0]) == (12, BOS)
     assert EOS not in cut
-    exact = written_tokens(texts, Written(TextInput(max_length=len(short)), TOKENIZER))[0]
+    (exact, *_), _ = written_tokens(texts, Written(TextInput(max_length=len(short)), TOKENIZER))
     assert exact.tolist() == short.tolist(), "one that just fits is whole"
 
 

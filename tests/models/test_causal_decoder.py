@@ -5,16 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from export import slot_parity
+from export.decoder import write_decoder
+from export.onnx import export_onnx
+from export.parity import ParityError, check
 from models import registry
 from models.backbones.causal_decoder import CausalDecoder
 from models.catalog import DECODER_FAMILIES
+from models.decoder_parts import LanguageNetwork
 from models.spec import Classification, LanguageModel, ModelSpec
+from models.transformer_decoder import CausalNetwork
 
 VOCABULARY = 97
 SMALL = {
@@ -169,3 +176,85 @@ def test_every_family_is_under_test() -> None:
 def test_what_would_not_be_computed_as_it_was_trained_is_refused(spec: ModelSpec, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         registry.build(spec)
+
+
+def own(**more: Any) -> CausalNetwork:
+    torch.manual_seed(0)
+    sizes = {"vocabulary": VOCABULARY, "width": 24, "layers": 2, "max_length": 40, "feedforward": 40, **more}
+    spec = ModelSpec(architecture="transformer_decoder", hyperparameters=sizes, task=LanguageModel())
+    network = registry.build(spec)
+    assert isinstance(network, CausalNetwork)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
+
+
+def batch(*lengths: int) -> dict[str, np.ndarray]:
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    return {"input_ids": texts(len(lengths), max(lengths)).numpy() * mask, "attention_mask": mask}
+
+
+@pytest.fixture(params=[{}, {"heads": 2, "width": 32}], ids=["heads-of-6", "heads-of-16"])
+def ours(request: pytest.FixtureRequest) -> CausalNetwork:
+    return own(**request.param)
+
+
+def assert_slots_agree(network: LanguageNetwork, folder: Path) -> None:
+    """Of texts short and long, one that fills the context, and a single token."""
+    write_decoder(network.parts(), folder / "model.onnx")
+    batches = [batch(9, 1, 24, 2, 6, 3), batch(network.context, 7, 7), batch(1)]
+    found = list(slot_parity.answers(network, folder / "model.onnx", batches))
+    assert {length for one in found for length in one.lengths} >= {1, network.context}
+    assert set.union(*(one.rows for one in found)) >= {1, 3, 4, 5}
+    for one in found:
+        assert one.expected.std() > 0.1, "logits that are all alike would agree with anything"
+        np.testing.assert_allclose(one.found, one.expected, atol=2e-5 * max(1.0, np.abs(one.expected).max()))
+
+
+def test_the_graph_on_slots_answers_as_the_whole_text(network: CausalDecoder, tmp_path: Path) -> None:
+    assert_slots_agree(network, tmp_path)
+
+
+def test_our_own_decoder_on_slots_answers_as_the_whole_text(ours: CausalNetwork, tmp_path: Path) -> None:
+    assert_slots_agree(ours, tmp_path)
+
+
+def test_a_decoder_is_exported_with_its_weights_beside_the_graph(tmp_path: Path) -> None:
+    network = decoder("llama", max_length=48)
+    batches = [batch(9, 1, 24), batch(48)]
+    graphs = export_onnx(network, tmp_path, batches[0])
+    parity = check(network, tmp_path, batches)
+    assert parity.samples == 4
+    assert parity.lengths == [1, 9, 24, 48]
+    assert parity.batch_sizes == [1, 3, 4]
+    assert 0.0 < parity.largest_difference < 1e-4
+    shapes = {tensor.name: (tensor.dtype, tensor.shape) for tensor in graphs["model"].inputs}
+    assert shapes["token"] == ("int64", ["batch", "tokens"])
+    assert shapes["length"] == ("int32", ["batch"])
+    assert shapes["longest"] == ("int32", [])
+    assert shapes["asked"] == ("int64", ["places"])
+    assert shapes["past_values1"] == ("float32", ["batch", 2, "slot", 16])
+    answers = {tensor.name: tensor.shape for tensor in graphs["model"].outputs}
+    assert answers["logits"] == ["places", VOCABULARY]
+    assert answers["next_past_values1"] == shapes["past_values1"][1]
+    files = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    parameters = 4 * sum(parameter.numel() for parameter in network.parameters())
+    assert files.keys() == {"model.onnx", "model.onnx.data"}
+    assert files["model.onnx.data"] > parameters
+
+
+def test_a_graph_of_other_weights_is_found_out(tmp_path: Path) -> None:
+    network = decoder("qwen3")
+    export_onnx(network, tmp_path, batch(9))
+    with torch.no_grad():
+        network.decoder.model.layers[1].self_attn.k_norm.weight[0] += 0.1
+    with pytest.raises(ParityError, match="read in pieces: PyTorch and ONNX Runtime differ by"):
+        check(network, tmp_path, [batch(9)])
+
+
+def test_nothing_to_compare_is_no_agreement(tmp_path: Path) -> None:
+    network = decoder("gpt2")
+    export_onnx(network, tmp_path, batch(9))
+    with pytest.raises(ParityError, match="no samples"):
+        check(network, tmp_path, [])

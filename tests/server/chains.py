@@ -6,23 +6,32 @@ over its source with `source`. The tokens so far are the state that grows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from export.bundle import GraphSpec, Lineage, Manifest, Parity, TensorSpec
+from export.bundle import Generation, GraphSpec, Lineage, Manifest, Parity, TensorSpec
 from export.processing.inputs import TextInput
+from export.processing.text import BYTES
 from export.publish import publish, staging
 
 PAD, UNKNOWN, BEGIN, END = range(4)
 SPECIAL = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
 ENGLISH = ["the", "cat", "dog", "sleeps", "today"]
+# What is said, one after another, and what an answer begins with.
+CHATS = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}"
+    "{{ raise_exception('no systems here') }}{% endif %}{{ message.content ~ ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}the{% endif %}"
+)
+PAST = ("past_keys0", "past_values0")
 GERMAN = ["der", "Kater", "Hund", "schläft", "heute"]
 
 
@@ -92,47 +101,40 @@ class Chain:
         return model(nodes, inputs, outputs, {**self._tables(), **more})
 
     def language_model(self) -> onnx.ModelProto:
-        """The step graph of a language model."""
+        """The slot graph of a language model: what follows the last token alone. Its keys and values hold nothing."""
         nodes = [
-            helper.make_node("Concat", ["past_mask", "token_mask"], ["next_past_mask"], axis=1),
-            *self._sum(["past", "token"], mask="next_past_mask"),
-            helper.make_node("Identity", ["chain"], ["logits"]),
+            helper.make_node("Reshape", ["token", "flat"], ["tokens"]),
+            helper.make_node("Gather", ["tokens", "asked"], ["last"]),
+            helper.make_node("Gather", ["follows", "last"], ["logits"]),
+            *(helper.make_node("Identity", [name], [f"next_{name}"]) for name in PAST),
         ]
+        past = [tensor(name, "float32", "batch", 1, "slot", 1) for name in PAST]
         inputs = [
             tensor("token", "int64", "batch", "tokens"),
-            tensor("token_mask", "int64", "batch", "tokens"),
-            tensor("past", "int64", "batch", "steps"),
-            tensor("past_mask", "int64", "batch", "steps"),
+            tensor("length", "int32", "batch"),
+            tensor("longest", "int32"),
+            tensor("asked", "int64", "places"),
+            *past,
         ]
         outputs = [
-            tensor("logits", "float32", "batch", self.vocabulary),
-            tensor("next_past", "int64", "batch", "steps + tokens"),
-            tensor("next_past_mask", "int64", "batch", "steps + tokens"),
+            tensor("logits", "float32", "places", self.vocabulary),
+            *(tensor(f"next_{name}", "float32", "batch", 1, "slot", 1) for name in PAST),
         ]
-        return model(nodes, inputs, outputs, self._tables())
+        return model(nodes, inputs, outputs, {"follows": self.follows, "flat": np.array([-1])})
 
-    def _sum(self, pasts: list[str], mask: str | None = None) -> list[onnx.NodeProto]:
+    def _sum(self, pasts: list[str]) -> list[onnx.NodeProto]:
         """`next_past` and `chain`: what follows the last token, and what all tokens that count add."""
-        counted, masking = "all", []
-        if mask is not None:
-            counted = "all_that_count"
-            masking = [
-                helper.make_node("Cast", [mask], ["counts"], to=TensorProto.FLOAT),
-                helper.make_node("Unsqueeze", ["counts", "last"], ["counting"]),
-                helper.make_node("Mul", ["all", "counting"], [counted]),
-            ]
         return [
             helper.make_node("Concat", pasts, ["next_past"], axis=1),
             helper.make_node("Gather", ["lasting", "next_past"], ["all"]),
-            *masking,
-            helper.make_node("ReduceSum", [counted, "middle"], ["lasts"], keepdims=0),
+            helper.make_node("ReduceSum", ["all", "middle"], ["lasts"], keepdims=0),
             helper.make_node("Gather", ["token", "minus_one"], ["newest"], axis=1),
             helper.make_node("Gather", ["follows", "newest"], ["following"]),
             helper.make_node("Add", ["following", "lasts"], ["chain"]),
         ]
 
     def _tables(self) -> dict[str, Any]:
-        places = {"minus_one": np.int64(-1), "middle": np.array([1]), "last": np.array([2])}
+        places = {"minus_one": np.int64(-1), "middle": np.array([1])}
         return {"follows": self.follows, "lasting": self.lasting, **places}
 
 
@@ -190,15 +192,38 @@ def publish_translation(repository: Path, name: str = "german", max_length: int 
     return _publish(repository, name, "translation", graphs, max_length, ENGLISH, GERMAN)
 
 
-def publish_language_model(repository: Path, name: str = "tales", max_length: int = 64, ends: bool = True) -> Manifest:
+def publish_language_model(
+    repository: Path, name: str = "tales", max_length: int = 64, ends: bool = True, template: str | None = CHATS
+) -> Manifest:
     """ "the cat sleeps today", or the dog, with a chance; without `ends`, again and again."""
     follows = np.full((len(SPECIAL) + len(ENGLISH),) * 2, -30.0)
     the, cat, dog, sleeps, today = range(len(SPECIAL), len(follows))
     follows[BEGIN, the] = follows[cat, sleeps] = follows[dog, sleeps] = follows[sleeps, today] = 0.0
     follows[the, [cat, dog]] = np.log([0.75, 0.25])
     follows[today, END if ends else the] = 0.0
+    generation = Generation(context=max_length, end_token_ids=[END], chat_template=template and "chat_template.jinja")
     graphs = {"model": Chain(follows).language_model()}
-    return _publish(repository, name, "language_model", graphs, max_length, ENGLISH, None)
+    files = {} if template is None else {"chat_template.jinja": template}
+    return _publish(repository, name, "language_model", graphs, max_length, ENGLISH, None, generation, files)
+
+
+def publish_letters(repository: Path, name: str = "letters") -> Manifest:
+    """Every byte is a token, and after each every other is as likely, or the end."""
+    spec = TextInput(max_length=512, eos_token_id=256, tokenizer="tokenizer.json")
+    alphabet = byte_tokenizer()
+    generation = Generation(context=512, end_token_ids=[256], chat_template="chat_template.jinja")
+    graphs = {"model": Chain(np.zeros((257, 257))).language_model()}
+    files = {"chat_template.jinja": "{% for message in messages %}{{ message.content }}\n{% endfor %}"}
+    return _publish_files(repository, name, "language_model", graphs, spec, alphabet, None, generation, files)
+
+
+def byte_tokenizer() -> bytes:
+    """A token for each byte, in their order, and <end>."""
+    made = Tokenizer(models.BPE(dict(BYTES), []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken("<end>", special=True)])
+    return str(made.to_str()).encode()
 
 
 def _publish(
@@ -209,22 +234,38 @@ def _publish(
     max_length: int,
     words: list[str],
     target_words: list[str] | None,
+    generation: Generation | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Manifest:
+    spec = TextInput(max_length=max_length, bos_token_id=BEGIN, eos_token_id=END)
+    return _publish_files(repository, name, task, graphs, spec, tokenizer(words), target_words, generation, files)
+
+
+def _publish_files(
+    repository: Path,
+    name: str,
+    task: str,
+    graphs: dict[str, onnx.ModelProto],
+    spec: TextInput,
+    tokens: bytes,
+    target_words: list[str] | None,
+    generation: Generation | None,
+    files: Mapping[str, str] | None,
 ) -> Manifest:
     described = {
         graph: GraphSpec(inputs=specs(made.graph.input), outputs=specs(made.graph.output))
         for graph, made in graphs.items()
     }
     main = described.pop("model")
-    spec = TextInput(max_length=max_length, bos_token_id=BEGIN, eos_token_id=END)
     written = None
     with staging(repository) as folder:
         for graph, made in graphs.items():
             (folder / f"{graph}.onnx").write_bytes(made.SerializeToString())
-        (folder / spec.tokenizer).write_bytes(tokenizer(words))
+        (folder / spec.tokenizer).write_bytes(tokens)
+        for file, content in (files or {}).items():
+            (folder / file).write_text(content)
         if target_words is not None:
-            written = TextInput(
-                max_length=max_length, tokenizer="target_tokenizer.json", bos_token_id=BEGIN, eos_token_id=END
-            )
+            written = msgspec.structs.replace(spec, tokenizer="target_tokenizer.json")
             (folder / written.tokenizer).write_bytes(tokenizer(target_words))
         draft = Manifest(
             name=name,
@@ -233,6 +274,7 @@ def _publish(
             task=task,
             input=spec,
             output_text=written,
+            generation=generation,
             inputs=main.inputs,
             outputs=main.outputs,
             graphs=described,

@@ -13,16 +13,17 @@ import pytest
 
 from server.settings import Settings
 from tests.server.bundles import publish_texts
-from tests.server.chains import END, publish_language_model, publish_translation
+from tests.server.chains import END, publish_language_model, publish_letters, publish_translation
 from tests.server.conftest import Live, message_of, running
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    settings = Settings(home=tmp_path_factory.mktemp("home"), port=0, worker=False)
+    settings = Settings(home=tmp_path_factory.mktemp("home"), port=0, worker=False, generation_context=50_000)
     publish_translation(settings.repository)
     publish_language_model(settings.repository)
     publish_language_model(settings.repository, "endless", max_length=50_000, ends=False)
+    publish_letters(settings.repository)
     publish_texts(settings.repository)
     with running(settings) as server:
         yield server
@@ -151,28 +152,39 @@ def test_a_client_that_leaves_a_stream_costs_no_more_steps(live: Live) -> None:
     asked = {"model": "endless", "prompt": "the", "max_tokens": 40_000, "stream": True}
     with live.client.stream("POST", "/v1/completions", json=asked) as response:
         next(response.iter_bytes())
-    batcher = live.repository.models["endless"].batcher
+    wait_until_idle(live)
+
+
+def test_a_client_that_leaves_before_its_answer_costs_no_more_steps(live: Live) -> None:
+    asked = {"model": "endless", "prompt": ["the", "the cat"], "max_tokens": 40_000, "n": 3}
+    with pytest.raises(httpx.ReadTimeout):
+        live.client.post("/v1/completions", json=asked, timeout=0.3)
+    wait_until_idle(live)
+
+
+def wait_until_idle(live: Live) -> None:
+    """No sequence is written any more, and nobody holds the model."""
+    model = live.repository.models["endless"]
+    assert model.engine is not None
     end = time.perf_counter() + 5
-    while batcher.running:
-        assert time.perf_counter() < end, "the decoder goes on"
+    while model.engine.occupancy().running or model.requests:
+        assert time.perf_counter() < end, "the engine goes on"
         time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_run_that_fails_after_the_first_token(live: Live, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
-    writer = live.repository.models["tales"].writer
-    assert writer is not None
-    session = writer.decoder.session
+    language = live.repository.models["tales"].language
+    assert language is not None
+    decode, runs = language.slots.decode, 0
 
-    class Breaking:
-        runs = 0
+    def breaking(*arguments: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        assert runs < 2, "broken"
+        return decode(*arguments)
 
-        def run(self, *arguments: Any) -> Any:
-            self.runs += 1
-            assert self.runs < 3, "broken"
-            return session.run(*arguments)
-
-    monkeypatch.setattr(writer.decoder, "session", Breaking())
+    monkeypatch.setattr(language.slots, "decode", breaking)
     answer = post(live, "tales", "the", temperature=0, stream=stream)
     if not stream:
         assert "failed to run" in message_of(answer, 500)
@@ -190,16 +202,99 @@ def test_a_deadline_that_has_passed(live: Live, stream: bool) -> None:
     assert "deadline" in message_of(answer, 408)
 
 
-def test_a_short_answer_does_not_wait_for_the_long_ones_of_its_batch(
-    live: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live.repository.models["tales"].batcher, "parallel", 1)
-    asked = {"prompt": ["the cat sleeps", "sleeps today the"], "temperature": 0, "stream": True}
-    events = live.client.post("/v1/completions", json={"model": "tales", **asked}).text.split("\n\n")[:-2]
-    choices = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events]
-    told = [(choice["index"], choice["text"], choice["finish_reason"]) for choice in choices]
-    assert told[:4] == [(0, "today", None), (1, "cat", None), (1, " sleeps", None), (0, "", "stop")]
-    assert told[4:] == [(1, " today", None), (1, "", "stop")]
+@pytest.mark.parametrize("model", ["tales", "german"])
+def test_a_short_answer_does_not_wait_for_the_long_ones_of_its_batch(live: Live, model: str) -> None:
+    prompts = ["the cat sleeps", "sleeps today the"] if model == "tales" else ["the", "the cat dog sleeps today"]
+    told = [choice for event in stream_of(live, model, prompts, temperature=0) for choice in event["choices"]]
+    assert [choice["index"] for choice in told if choice["finish_reason"]] == [0, 1]
+    assert told[-1]["index"] == 1
+
+
+def stream_of(live: Live, model: str, prompt: object, **more: object) -> list[dict[str, Any]]:
+    """The events of a stream, which has its end."""
+    lines = live.client.post("/v1/completions", json={"model": model, "prompt": prompt, "stream": True, **more}).text
+    *events, done, rest = lines.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def joined(events: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What the choices of a stream amount to: text, reason and log-probabilities by index."""
+    found: dict[int, dict[str, Any]] = {}
+    for choice in [choice for event in events for choice in event["choices"]]:
+        whole = found.setdefault(choice["index"], {"text": "", "finish_reason": None, "logprobs": {}})
+        assert whole["finish_reason"] is None, "nothing comes behind the end"
+        whole["text"] += choice["text"]
+        whole["finish_reason"] = choice["finish_reason"]
+        for name, values in (choice["logprobs"] or {}).items():
+            whole["logprobs"][name] = None if values is None else whole["logprobs"].get(name, []) + values
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        ("tales", {"n": 3, "seed": 5}),
+        ("tales", {"n": 2, "seed": 2, "logprobs": 2, "echo": False}),
+        ("tales", {"prompt": ["the", "the dog"], "echo": True, "seed": 1}),
+        ("endless", {"stop": ["today the", "nothing"], "logprobs": 1, "seed": 8, "max_tokens": 9}),
+        ("endless", {"stop": "today", "n": 2, "max_tokens": 1, "seed": 1}),
+        ("letters", {"n": 4, "seed": 3, "max_tokens": 60, "logprobs": 3}),
+        ("letters", {"seed": 4, "response_format": {"type": "regex", "pattern": "né 猫{3}"}, "logprobs": 0}),
+        ("letters", {"seed": 4, "max_tokens": 40, "stop": ["a", "b"], "min_tokens": 9, "top_k": 200, "min_p": 0.001}),
+    ],
+)
+def test_a_stream_amounts_to_the_whole_answer(live: Live, model: str, more: dict[str, Any]) -> None:
+    asked = {"prompt": "the", "stream_options": {"include_usage": True}, **more}
+    *events, last = stream_of(live, model, **asked)
+    del asked["stream_options"]
+    whole = ask(live, model, **asked)
+    streamed = joined(events)
+    assert len(streamed) == len(whole["choices"])
+    choices = [(c["text"], c["finish_reason"], c["logprobs"] and c["logprobs"]["tokens"]) for c in whole["choices"]]
+    found = [(c["text"], c["finish_reason"], c["logprobs"].get("tokens")) for _, c in sorted(streamed.items())]
+    # The best of several come first when they are whole.
+    assert sorted(map(str, found)) == sorted(map(str, choices))
+    assert (last["choices"], last["usage"]) == ([], whole["usage"])
+    assert {event["id"] for event in events} == {last["id"]}
+    assert all("usage" not in event for event in events)
+
+
+def test_a_streams_log_probabilities_are_those_of_the_answer(live: Live) -> None:
+    asked = {"prompt": "the", "logprobs": 2, "temperature": 0}
+    streamed = joined(stream_of(live, "tales", **asked))[0]["logprobs"]
+    assert streamed == ask(live, "tales", **asked)["choices"][0]["logprobs"]
+
+
+def test_characters_are_streamed_whole(live: Live) -> None:
+    form = {"type": "regex", "pattern": "né 猫{3}"}
+    events = stream_of(live, "letters", "x", response_format=form)
+    assert [event["choices"][0]["text"] for event in events] == ["n", "é", " ", "猫", "猫", "猫", ""]
+
+
+def test_what_sampling_is_asked_for_is_done(live: Live) -> None:
+    assert texts(ask(live, "tales", "the", temperature=0, logit_bias={"6": 5}, max_tokens=1)) == ["dog"]
+    assert texts(ask(live, "tales", "the", logit_bias={"6": -100}, max_tokens=1, n=8)) == ["cat"] * 8
+    assert texts(ask(live, "tales", "the", top_k=1, max_tokens=1, n=8)) == ["cat"] * 8
+    assert texts(ask(live, "tales", "the", min_p=0.5, max_tokens=1, n=8)) == ["cat"] * 8
+    # The dog's logit is log 3 below the cat's; what was said counts.
+    said = ask(live, "endless", "the", temperature=0, presence_penalty=1.5, max_tokens=6)
+    assert texts(said) == ["cat sleeps today the dog sleeps"]
+    prompted = ask(live, "endless", "the cat sleeps today the", temperature=0, repetition_penalty=9, max_tokens=1)
+    assert texts(prompted) == ["dog"]
+    assert ask(live, "tales", "the cat", temperature=0, min_tokens=5)["usage"]["completion_tokens"] >= 5
+    assert ask(live, "letters", "the", max_tokens=30, seed=1) != ask(live, "letters", "the", max_tokens=30, seed=2)
+
+
+def test_an_echo_is_the_prompt_and_the_answer(live: Live) -> None:
+    assert texts(ask(live, "letters", "né", echo=True, logit_bias={"97": 100}, max_tokens=3)) == ["néaaa"]
+    assert texts(ask(live, "letters", [110, 195, 169], echo=True, logit_bias={"97": 100}, max_tokens=3)) == ["néaaa"]
+
+
+def test_what_a_model_answers_has_its_fingerprint(live: Live) -> None:
+    one, other = (ask(live, model, "the")["system_fingerprint"] for model in ("tales", "endless"))
+    assert one.startswith("fp_")
+    assert one == ask(live, "tales", "the")["system_fingerprint"] != other
 
 
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
@@ -207,12 +302,13 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("tales", {"prompt": []}, "prompt", "a list of texts"),
     ("tales", {"prompt": ["the", 4]}, "prompt", "a list of texts"),
     ("tales", {"prompt": [4, 99]}, "prompt", "0 to 8"),
-    ("tales", {"prompt": [[]]}, "prompt", "1 to 64"),
+    ("tales", {"prompt": [[]]}, "prompt", "at least 1"),
+    ("german", {"prompt": [4] * 17}, "prompt", "1 to 16"),
     ("tales", {"prompt": [[4]] * 5000}, "prompt", "at most"),
     ("german", {"prompt": " "}, "prompt", "empty"),
     ("german", {"prompt": "the " * 20}, "prompt", "longer than 16 tokens"),
-    ("tales", {"prompt": [4] * 64}, "prompt", "reads and writes 64"),
-    ("tales", {"prompt": "the", "max_tokens": 63}, "max_tokens", "at most 62"),
+    ("tales", {"prompt": [4] * 64}, "prompt", "64 tokens"),
+    ("tales", {"prompt": "the", "max_tokens": 63}, "max_tokens", "2 in prompt and 63"),
     ("german", {"prompt": "the", "max_tokens": 17}, "max_tokens", "at most 16"),
     ("tales", {"prompt": "the", "max_tokens": 0}, "max_tokens", ">= 1"),
     ("tales", {"prompt": "the", "temperature": -1}, "temperature", ">= 0"),
@@ -225,13 +321,24 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("tales", {"prompt": "the", "stop": ["a"] * 5}, "stop", "4"),
     ("tales", {"prompt": "the", "stop": ""}, "stop", "1"),
     ("tales", {"prompt": "the", "logprobs": 6}, "logprobs", "5"),
-    ("tales", {"prompt": "the", "attention": True}, "attention", "tales"),
-    ("tales", {"prompt": "the", "echo": True}, "echo", "not offered"),
+    ("tales", {"prompt": "the", "attention": True}, "attention", "none to show"),
+    ("tales", {"prompt": "the", "echo": True, "logprobs": 1}, "logprobs", "not computed"),
+    ("tales", {"prompt": "the", "beams": 2}, "beams", "translations"),
+    ("german", {"prompt": "the", "echo": True}, "echo", "not offered"),
+    ("german", {"prompt": "the", "response_format": {"type": "json_object"}}, "response_format", "not offered"),
+    ("tales", {"prompt": "the", "response_format": {"type": "json_object"}}, "response_format", "whole words"),
+    ("letters", {"prompt": "x", "response_format": {"type": "regex", "pattern": "("}}, "response_format", "regular"),
+    ("letters", {"prompt": "x", "response_format": {"type": "yaml"}}, "response_format", "yaml"),
+    ("tales", {"prompt": "the", "min_tokens": 17}, "min_tokens", "at most 16"),
+    ("tales", {"prompt": "the", "top_k": -2}, "top_k", ">= -1"),
+    ("tales", {"prompt": "the", "presence_penalty": 3}, "presence_penalty", "<= 2"),
+    ("tales", {"prompt": "the", "stream": True, "best_of": 2}, "best_of", "streamed"),
     ("tales", {"prompt": "the", "suffix": "x"}, "suffix", "not offered"),
-    ("tales", {"prompt": "the", "logit_bias": {"5": 1}}, "logit_bias", "not offered"),
-    ("tales", {"prompt": "the", "stream": True, "n": 2}, "n", "one sequence"),
-    ("german", {"prompt": "the", "stream": True, "beams": 2}, "beams", "one sequence"),
-    ("tales", {"prompt": "the", "stream": True, "logprobs": 1}, "logprobs", "stream"),
+    ("tales", {"prompt": "the", "logit_bias": {"9": 1}}, "logit_bias", "0 to 8"),
+    ("tales", {"prompt": "the", "logit_bias": {"5": 101}}, "logit_bias", "<= 100"),
+    ("german", {"prompt": "the", "stream": True, "n": 2}, "n", "one translation"),
+    ("german", {"prompt": "the", "stream": True, "beams": 2}, "beams", "one translation"),
+    ("german", {"prompt": "the", "stream": True, "logprobs": 1}, "logprobs", "stream"),
     ("tales", {"prompt": "the", "stream_options": {}}, "stream_options", "stream"),
     ("days", {"prompt": "good day"}, "model", "/v1/classify"),
 ]

@@ -147,7 +147,7 @@ def test_a_client_that_hangs_up_in_the_queue_costs_no_run(tmp_path: Path, monkey
     body = b'{"model": "points", "input": [0, %d]}'
     head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     with running(settings) as live:
-        batcher = live.repository.get("points").batcher
+        batcher = live.repository.get("points").batchers["classify"]
         run, gate, ran = batcher.run, threading.Event(), []
 
         def held(rows: list[Any], outputs: list[str]) -> dict[str, np.ndarray]:

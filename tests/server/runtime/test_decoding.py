@@ -44,11 +44,6 @@ def translator(chain: Chain) -> StepDecoder:
     return StepDecoder(encoder, Recorder(graph), specs(graph.graph.input), specs(graph.graph.output), **AROUND)
 
 
-def language_model(chain: Chain) -> StepDecoder:
-    graph = chain.language_model()
-    return StepDecoder(None, Recorder(graph), specs(graph.graph.input), specs(graph.graph.output), **AROUND)
-
-
 def steps(decoder: StepDecoder) -> list[int]:
     assert isinstance(decoder.session, Recorder)
     return decoder.session.rows
@@ -105,9 +100,6 @@ def test_beams_that_hold_everything_find_the_best_of_all_sequences(seed: int) ->
     (found,) = translator(chain).decode([Prompt(source, options)])
     assert [one.tokens for one in found] == [[t for t in tokens if t != END] for _, tokens in expected]
     assert [one.log_probability for one in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
-    (found,) = language_model(chain).decode([Prompt(source, options)])
-    expected = every_sequence(chain, source, [], 4)[:5]
-    assert [one.log_probability for one in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
 
 
 def test_the_length_penalty_prefers_the_longer() -> None:
@@ -133,10 +125,9 @@ MIXED = [
 LENGTHS = [3, 9, 1, 17, 6, 2]
 
 
-@pytest.mark.parametrize("make", [translator, language_model])
-def test_a_batch_answers_as_one_by_one(make: Any) -> None:
+def test_a_batch_answers_as_one_by_one() -> None:
     numbers = np.random.default_rng(0)
-    decoder = make(chance(vocabulary=12, seed=3))
+    decoder = translator(chance(vocabulary=12, seed=3))
     prompts = [
         Prompt(numbers.integers(4, 12, length).tolist(), options)
         for length, options in zip(LENGTHS, MIXED, strict=True)
@@ -170,8 +161,6 @@ def test_greedy_is_the_likeliest_token_of_every_step() -> None:
         tokens, gains = oracle(chain, [BEGIN], prompt, 10)
         assert found.tokens == tokens
         assert found.log_probabilities == pytest.approx(gains, abs=1e-4)
-    for prompt, (found,) in zip(prompts, language_model(chain).decode(asked), strict=True):
-        assert found.tokens == oracle(chain, prompt, [], 10)[0]
 
 
 def test_what_is_finished_costs_no_more() -> None:
@@ -180,7 +169,6 @@ def test_what_is_finished_costs_no_more() -> None:
     assert steps(decoder) == [4, 3, 2, 2]
     assert [one.tokens for (one,) in found] == [[A, B, C, A], [A], [A, B], [A, B, C, A]]
     assert {one.finish_reason for (one,) in found} == {"length"}
-    assert decoder.encoder is not None
     assert isinstance(decoder.encoder.session, Recorder)
     assert decoder.encoder.session.rows == [4]
 
@@ -203,7 +191,7 @@ def first_tokens(found: list[Candidate]) -> np.ndarray:
 
 
 def test_what_is_drawn_has_the_shares_of_the_model() -> None:
-    decoder = language_model(certain((A, {A: 0.5, B: 0.3, C: 0.2})))
+    decoder = translator(certain((BEGIN, {A: 0.5, B: 0.3, C: 0.2})))
 
     def asked(temperature: float, top_p: float = 1.0) -> Prompt:
         return Prompt([A], Options(1, n=4000, best_of=4000, temperature=temperature, top_p=top_p, seed=7))
@@ -217,7 +205,7 @@ def test_what_is_drawn_has_the_shares_of_the_model() -> None:
 
 
 def test_a_seed_brings_the_same_again_and_another_does_not() -> None:
-    decoder = language_model(chance(vocabulary=12, seed=4))
+    decoder = translator(chance(vocabulary=12, seed=4))
 
     def drawn(seed: int | None, company: int) -> list[int]:
         others = [Prompt([5] * (i + 1), Options(max_tokens=6, temperature=1.0)) for i in range(company)]
@@ -230,7 +218,7 @@ def test_a_seed_brings_the_same_again_and_another_does_not() -> None:
 
 
 def test_a_stop_text_ends_an_answer_even_where_it_spans_tokens() -> None:
-    decoder = language_model(certain((A, {B: 1.0}), (B, {C: 1.0}), (C, {A: 1.0})))
+    decoder = translator(certain((BEGIN, {B: 1.0}), (A, {B: 1.0}), (B, {C: 1.0}), (C, {A: 1.0})))
     ((one,), (two,)) = decoder.decode(
         [
             Prompt([A], Options(max_tokens=9, stop=("xy", "ca"))),
@@ -242,7 +230,7 @@ def test_a_stop_text_ends_an_answer_even_where_it_spans_tokens() -> None:
 
 
 def test_a_listener_hears_every_token_and_may_have_enough() -> None:
-    decoder = language_model(certain((A, {B: 1.0}), (B, {C: 1.0}), (C, {A: 0.3, END: 0.7})))
+    decoder = translator(certain((BEGIN, {B: 1.0}), (B, {C: 1.0}), (C, {A: 0.3, END: 0.7})))
     heard: list[int] = []
 
     def listen(token: int) -> bool:
@@ -259,13 +247,13 @@ def test_a_listener_hears_every_token_and_may_have_enough() -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_likeliest_others_are_noted(beams: int) -> None:
     chain = chance(vocabulary=12, seed=7)
-    (found,), (plain,) = language_model(chain).decode(
+    (found,), (plain,) = translator(chain).decode(
         [Prompt([4], Options(max_tokens=5, beams=beams, alternatives=2)), Prompt([4, 5], Options(max_tokens=5))]
     )
     assert found.tokens
     assert plain.alternatives == []
     for step, others in enumerate(found.alternatives):
-        shares = chain.log_probabilities([4, *found.tokens[:step]])
+        shares = chain.log_probabilities([BEGIN, *found.tokens[:step]], [4])
         best = np.argsort(-shares)[:2].tolist()
         assert list(others) == best
         assert list(others.values()) == pytest.approx(shares[best].tolist(), abs=1e-4)
@@ -302,8 +290,7 @@ def test_graphs_that_do_not_fit_together_are_refused() -> None:
     inputs, outputs = specs(graph.graph.input), specs(graph.graph.output)
 
     def make(encoded: Any, taken: Any, answered: Any) -> StepDecoder:
-        encoder = None if encoded is None else Encoder(Recorder(source), encoded, 0, 32)
-        return StepDecoder(encoder, Recorder(graph), taken, answered, **AROUND)
+        return StepDecoder(Encoder(Recorder(source), encoded, 0, 32), Recorder(graph), taken, answered, **AROUND)
 
     encoded = specs(source.graph.output)
     with pytest.raises(ValueError, match="puts out memory"):
@@ -312,5 +299,5 @@ def test_graphs_that_do_not_fit_together_are_refused() -> None:
         make(encoded, [tensor for tensor in inputs if tensor.name != "past"], outputs)
     with pytest.raises(ValueError, match="no logits"):
         make(encoded, inputs, outputs[1:])
-    with pytest.raises(ValueError, match="no input token_mask"):
-        make(None, inputs, outputs)
+    with pytest.raises(ValueError, match="no input token"):
+        make(encoded, inputs[1:], outputs)

@@ -1,0 +1,213 @@
+"""One request to a language model's engine: its orders, waiting for them, and the events of its stream.
+
+A client that leaves frees its slots at once: its orders are cancelled, streamed or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from export.processing.text import TextProcessor
+from server.event_lines import EventLines
+from server.exchange import Exchange, no_room
+from server.growing_text import GrowingText, before
+from server.runtime.batcher import ClientGone, QueueFull
+from server.runtime.generation import Order, Ticket
+from server.runtime.language import LanguageModel
+from server.runtime.model import Model
+from server.runtime.sampling import Sampled, Sampling
+from server.runtime.search import Candidate
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, what is wanted of it, and the text that answers begin with."""
+
+    tokens: list[int]
+    sampling: Sampling
+    echo: str = ""
+
+
+class Told(NamedTuple):
+    """One token of an answer as it is told. offset: where its text begins, in characters."""
+
+    token: int
+    log_probability: float
+    alternatives: dict[int, float]
+    offset: int
+
+
+Hears = Callable[[int, Sampled], None]
+Ends = Callable[[int, Candidate], None]
+
+
+def told(texts: TextProcessor, candidate: Candidate, offset: int) -> list[Told]:
+    """The tokens of an answer that begins at `offset`."""
+    growing, found = GrowingText(texts.tokenizer, ()), []
+    others = candidate.alternatives or [{}] * len(candidate.tokens)
+    for token, share, other in zip(candidate.tokens, candidate.log_probabilities, others, strict=True):
+        found.append(Told(token, share, other, offset + growing.length))
+        growing.add(token)
+    return found
+
+
+def language_of(model: Model) -> LanguageModel:
+    assert model.language is not None, "a model that completes and is no translation has one"
+    return model.language
+
+
+async def answers(exchange: Exchange, model: Model, asked: Sequence[Asked]) -> list[list[Candidate]]:
+    """The candidates of each prompt. Raises as `Exchange.order` does."""
+    async with ordered(exchange, model, asked, [(None, None)] * len(asked)) as (tickets, left):
+        whole = asyncio.gather(*(ticket.future for ticket in tickets))
+        waited: set[asyncio.Future[Any]] = {whole, left}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not whole.done():
+            whole.cancel()
+            raise ClientGone
+        return await exchange.result(whole)
+
+
+@asynccontextmanager
+async def ordered(
+    exchange: Exchange, model: Model, asked: Sequence[Asked], listeners: Iterable[tuple[Hears | None, Ends | None]]
+) -> AsyncIterator[tuple[list[Ticket], asyncio.Task[None]]]:
+    """Tickets of a request's orders, and a task that ends when the client leaves. With the context they are given up.
+
+    Raises ApiError 400 for more orders than may wait, 429 where there is no room for them now.
+    """
+    tickets: list[Ticket] = []
+    left = asyncio.create_task(exchange.left())
+    try:
+        engine = model.engine
+        assert engine is not None, "a language model has one"
+        exchange.begin(model, len(asked), "prompt")
+        until = None if exchange.asked_timeout is None else exchange.start + exchange.asked_timeout
+        for one, (heard, done) in zip(asked, listeners, strict=True):
+            deadline = exchange.start + exchange.timeout
+            order = Order(one.tokens, one.sampling, deadline, until, None, heard, done, exchange.start)
+            try:
+                tickets.append(engine.submit(order))
+            except QueueFull as error:
+                raise no_room(model, error) from error
+        yield tickets, left
+    finally:
+        left.cancel()
+        for ticket in tickets:
+            ticket.future.cancel()
+
+
+class Answer:
+    """One sequence of a stream."""
+
+    __slots__ = ("growing", "offset", "pending")
+
+    def __init__(self, growing: GrowingText, offset: int) -> None:
+        self.growing, self.offset = growing, offset
+        self.pending: list[Told] = []
+
+
+class Stream:
+    """Turns tokens into events, and keeps these until they are sent: those that come together go together."""
+
+    def __init__(
+        self,
+        language: LanguageModel,
+        asked: Sequence[Asked],
+        lines: EventLines,
+        note: Callable[[list[Told]], Any] | None,
+    ) -> None:
+        """note: log-probabilities of tokens as the events show them; None: they do not."""
+        self.texts, self.ends, self.lines, self.note = language.texts, language.ends, lines, note
+        self.events: list[bytes] = []
+        self.open = sum(one.sampling.n for one in asked)
+        self.written = 0
+        self.waiting: asyncio.Future[None] | None = None
+        self.answers: dict[int, Answer] = {}
+        self.asked = asked
+
+    def listeners(self) -> Iterable[tuple[Hears, Ends]]:
+        """For each order: its sequences are numbered through those of all orders."""
+        first = 0
+        for one in self.asked:
+            for place in range(one.sampling.n):
+                growing = GrowingText(self.texts.tokenizer, one.sampling.stop)
+                self.answers[first + place] = Answer(growing, len(one.echo))
+            yield partial(self.heard, first), partial(self.done, first, one)
+            first += one.sampling.n
+
+    def heard(self, first: int, place: int, sampled: Sampled) -> None:
+        answer = self.answers[first + place]
+        if self.note is not None:
+            offset = answer.offset + answer.growing.length
+            answer.pending.append(Told(sampled.token, sampled.log_probability, sampled.alternatives, offset))
+        if text := answer.growing.add(sampled.token):
+            self.say(first + place, answer, text, None)
+
+    def done(self, first: int, asked: Asked, place: int, candidate: Candidate) -> None:
+        answer = self.answers[first + place]
+        whole = before(self.texts.decode(candidate.tokens), asked.sampling.stop)
+        self.open -= 1
+        self.written += len(candidate.tokens)
+        self.say(first + place, answer, answer.growing.rest(whole), candidate.finish_reason)
+
+    def say(self, index: int, answer: Answer, text: str, reason: str | None) -> None:
+        noted = None
+        if self.note is not None and answer.pending:
+            noted, answer.pending = self.note(answer.pending), []
+        self.events.append(self.lines.event(index, text, noted, reason))
+        self.wake()
+
+    def wake(self, _: object = None) -> None:
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
+
+    async def news(self) -> bytes:
+        """What is to be sent, as soon as there is something, or something has happened."""
+        if not self.events and self.open:
+            self.waiting = asyncio.get_running_loop().create_future()
+            await self.waiting
+        sent, self.events = b"".join(self.events), []
+        return sent
+
+
+async def events(
+    exchange: Exchange,
+    model: Model,
+    asked: Sequence[Asked],
+    lines: EventLines,
+    note: Callable[[list[Told]], Any] | None,
+    usage: Callable[[int], Any] | None,
+) -> AsyncGenerator[bytes, None]:
+    """A stream: what is new, as soon as it is certain, then [DONE]. usage: of so many tokens, where it is wanted.
+
+    Raises as `answers` does.
+    """
+    stream = Stream(language_of(model), asked, lines, note)
+    async with ordered(exchange, model, asked, list(stream.listeners())) as (tickets, left):
+        for ticket in tickets:
+            ticket.future.add_done_callback(stream.wake)
+        left.add_done_callback(stream.wake)
+        first = 0
+        for one in asked:
+            for index in range(first, first := first + one.sampling.n):
+                if one.echo:
+                    stream.events.append(lines.event(index, one.echo, None, None))
+        while stream.open:
+            if news := await stream.news():
+                yield news
+            if left.done():
+                raise ClientGone
+            for ticket in tickets:
+                if ticket.future.done():
+                    await exchange.result(ticket.future)  # raises what went wrong
+        if news := await stream.news():
+            yield news
+    if usage is not None:
+        yield lines.usage(usage(stream.written))
+    yield b"data: [DONE]\n\n"
