@@ -19,7 +19,7 @@ BACKBONE = "smollm2-135m-instruct"
 def publish(repository: Path) -> None:
     """Both bundles, into a repository that is made."""
     export_backbone(BACKBONE, name=FLOAT32, repository=repository, backbones={})
-    export_backbone(BACKBONE, name=INT8, repository=repository, backbones={}, weights="int8")
+    export_backbone(BACKBONE, name=INT8, repository=repository, backbones={}, kept_as="int8")
 
 
 @contextmanager
