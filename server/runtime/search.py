@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from server.runtime.sampling import draw, generator, scaled, survivors
+
 # A character is at most this many tokens: the bytes of its UTF-8.
 TOKENS_A_CHARACTER = 4
 
@@ -167,7 +169,8 @@ class Search:
         for place, source in enumerate(self.generators):
             if source is not None:
                 o = self.options[self.owner[lanes[place]]]
-                tokens[place] = draw(logits[lanes[place]], o.temperature, o.top_p, source.random())
+                weights = scaled(logits[lanes[place]], o.temperature)
+                tokens[place] = draw(weights, survivors(weights, top_p=o.top_p), source.random())
         return tokens
 
     def _extend(
@@ -245,23 +248,6 @@ class Search:
             path.append((step, entry))
             entry = int(step.parents[entry])
         return path[::-1]
-
-
-def generator(seed: int | None, place: int) -> np.random.Generator:
-    """The random numbers of one sequence of a row: of its own, so that they do not depend on the batch."""
-    return np.random.default_rng() if seed is None else np.random.default_rng((seed % 2**64, place))
-
-
-def draw(logits: np.ndarray, temperature: float, top_p: float, uniform: float) -> int:
-    """A token from float32 [vocabulary]; uniform: a random number from 0 to 1."""
-    weights = np.exp((logits - logits.max()).astype(np.float64) / temperature)
-    if top_p == 1.0:
-        below = weights.cumsum()
-        return min(int(below.searchsorted(uniform * below[-1], side="right")), len(weights) - 1)
-    order = np.argsort(-weights, kind="stable")
-    below = weights[order].cumsum()
-    last = min(int(below.searchsorted(top_p * below[-1])), len(weights) - 1)
-    return int(order[min(int(below.searchsorted(uniform * below[last], side="right")), last)])
 
 
 def best_of_each(logits: np.ndarray, normalizer: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
