@@ -25,8 +25,6 @@ UNITS = {
     "input_ids": "token id",
     "attention_mask": "1 for a token or step, 0 for padding",
     "token": "token id",
-    "token_mask": "1 for a token, 0 for padding, which is on the left",
-    "past_mask": "1 for a token, 0 for padding",
     "length": "tokens of the sequence, the new ones counted",
     "longest": "the largest length",
     "asked": "number of a new token, counted row by row",
@@ -80,7 +78,7 @@ def export_onnx(network: Network, folder: Path, example: Mapping[str, np.ndarray
     """
     network.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network.eval()
-    if isinstance(network, LanguageNetwork) and not network.graphs():
+    if isinstance(network, LanguageNetwork):
         write_decoder(network.parts(), folder / "model.onnx")
         return {"model": _described(folder / "model.onnx")}
     # A dimension of 1 would be taken for a constant, so the example has two rows at least.

@@ -3,18 +3,18 @@
 batch size      the largest power of two that leaves 20 steps in an epoch, at least 8 and at most 32 for images,
                 texts and series, 256 for vectors.
 optimizer       AdamW; for an adversarial game Adam with a beta1 of 0.5 (Radford et al. 2016).
-learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text trunk, 5e-4 for a pre-trained image trunk
-                or any network that was trained here from random weights, 1e-3 for random weights, 5e-3 when only the
-                head ever learns. Adam and RMSProp alike
+learning rate   at a batch of 32 with AdamW: 5e-5 for a pre-trained text encoder, 1e-4 for a pre-trained causal decoder,
+                5e-4 for a pre-trained image trunk or any network that was trained here from random weights, 1e-3 for
+                random weights, 5e-3 when only the head ever learns. Adam and RMSProp alike
                 (with momentum α RMSProp takes 1 - α of it), AdaGrad 10 times as much, SGD 20 times.
                 Other batches: times the square root of batch / 32 (Malladi et al. 2022), SGD times batch / 32
                 (Goyal et al. 2017). All of it times the recipe's multiplier.
                 An adapter has 5e-4, ten times what its trunk would have (Schulman et al. 2025, "LoRA Without Regret").
                 An adversarial game has 2e-4 (Radford et al. 2016) in the place of 1e-3, a seq2seq network 4e-3.
 epochs          enough for 1,000 steps on pre-trained weights, 3,000 from random ones, 10,000 for a translation; at
-                least 2 and at most 100, 10 for pre-trained trunks, which are large and know much; 6,000 and 300 for an
-                adversarial game, of whose steps each teaches one player; never so many that there are more than 30,000
-                steps, unless one epoch has them.
+                least 2 and at most 100, 10 for pre-trained trunks, which are large and know much, 4 for causal
+                decoders, which learn texts by heart after that; 6,000 and 300 for an adversarial game, of whose steps
+                each teaches one player; never so many that there are more than 30,000 steps, unless one epoch has them.
 precision       bfloat16 where a CUDA device computes in it, float16 on older ones, float32 elsewhere.
 """
 
@@ -37,6 +37,7 @@ SMALLEST_BATCH = 8
 STEPS_AN_EPOCH = 20
 
 BACKBONE_RATE: dict[Modality, float] = {"image": 5e-4, "text": 5e-5, "vector": 5e-4, "series": 5e-4}
+DECODER_RATE = 1e-4
 LEARNED_RATE = 5e-4
 SCRATCH_RATE = 1e-3
 SEQ2SEQ_RATE = 4e-3
@@ -53,6 +54,8 @@ TRANSLATORS = ("seq2seq", "transformer")
 # Steps that are enough, and the most epochs.
 STEPS: dict[Beginning, tuple[int, int]] = {"random": (3_000, 100), "learned": (1_000, 100), "backbone": (1_000, 10)}
 TRANSLATION_STEPS = (10_000, 100)
+DECODER = "causal_decoder"
+DECODER_STEPS = (1_000, 4)
 ADVERSARIAL_STEPS = (6_000, 300)
 MOST_STEPS = 30_000
 
@@ -86,8 +89,10 @@ def learning_rate(
     lora: bool = False,
     adversarial: bool = False,
     scratch: float = SCRATCH_RATE,
+    backbone: float | None = None,
 ) -> float:
-    """Peak learning rate for steps of `step_items` items. scratch: from random weights."""
+    """Peak learning rate for steps of `step_items` items. scratch: from random weights; backbone: from those of a
+    backbone."""
     if adversarial:
         rate = ADVERSARIAL_RATE
     elif head_only:
@@ -95,19 +100,27 @@ def learning_rate(
     elif lora:
         rate = LORA_RATE
     else:
-        rate = {"random": scratch, "learned": LEARNED_RATE, "backbone": BACKBONE_RATE[modality]}[beginning]
+        rate = {"random": scratch, "learned": LEARNED_RATE, "backbone": backbone or BACKBONE_RATE[modality]}[beginning]
     ratio = step_items / REFERENCE_BATCH
     return rate * math.sqrt(ratio) if optimizer == "adamw" else rate * SGD_FACTOR * ratio
 
 
 def epochs(
-    items: int, step_items: int, *, beginning: Beginning, adversarial: bool = False, translation: bool = False
+    items: int,
+    step_items: int,
+    *,
+    beginning: Beginning,
+    adversarial: bool = False,
+    translation: bool = False,
+    decoder: bool = False,
 ) -> int:
     """Passes over `items` training items in steps of `step_items`."""
     steps = math.ceil(items / step_items)
     wanted, most = ADVERSARIAL_STEPS if adversarial else STEPS[beginning]
     if translation and beginning == "random":
         wanted, most = TRANSLATION_STEPS
+    if decoder and beginning == "backbone":
+        wanted, most = DECODER_STEPS
     passes = min(max(math.ceil(wanted / steps), 2), most)
     return max(1, min(passes, MOST_STEPS // steps))
 
@@ -146,6 +159,7 @@ def choose(
             lora=recipe.transfer.lora is not None,
             adversarial=adversarial,
             scratch=SEQ2SEQ_RATE if architecture == "seq2seq" else SCRATCH_RATE,
+            backbone=DECODER_RATE if architecture == DECODER else None,
         )
         if isinstance(recipe.optimizer, RmsProp):
             rate *= 1.0 - recipe.optimizer.momentum
@@ -154,7 +168,14 @@ def choose(
     passes = given.n_epochs
     if passes == "auto":
         translation = architecture in TRANSLATORS
-        passes = epochs(items, step_items, beginning=beginning, adversarial=adversarial, translation=translation)
+        passes = epochs(
+            items,
+            step_items,
+            beginning=beginning,
+            adversarial=adversarial,
+            translation=translation,
+            decoder=architecture == DECODER,
+        )
     return Chosen(
         epochs=passes,
         batch_size=size,

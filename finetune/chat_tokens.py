@@ -70,7 +70,8 @@ class ChatTokens:
 
     def _render(self, messages: Sequence[Message], *, generate: bool) -> str:
         assert self.template is not None, "conversations have a template"
-        bos, eos = ("" if token is None else self.processor.token(token) for token in (self.bos, self.eos))
+        name = self.processor.tokenizer.id_to_token
+        bos, eos = ("" if token is None else name(token) or "" for token in (self.bos, self.eos))
         return render(self.template, messages, generate=generate, bos=bos, eos=eos)
 
     def _conversation(self, spans: Sequence[tuple[str, str]]) -> Row:

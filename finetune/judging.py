@@ -10,6 +10,7 @@ from export.reports.evaluation import Evaluation
 from finetune.bagging import together
 from finetune.evaluate import Measured, evaluate, report
 from finetune.lesson import Lesson, Trained, train_again
+from finetune.lora import adapters_off
 from finetune.preprocess import Items
 from models.network import Network
 
@@ -47,7 +48,11 @@ def judge(network: Network, trained: Sequence[Trained], lesson: Lesson, test: It
         return both
 
     def before(items: Items) -> Evaluation:
-        """Of the network that the first member began with."""
+        """Of the network that the first member began with: without its adapter, which is all that has learned of one
+        that is compared."""
+        if lesson.recipe.transfer.lora is not None:
+            with adapters_off(trained[0].network):
+                return report(answered(trained[0].network, items), items, objective)
         member, device = trained[0].member, next(network.parameters()).device
         untouched = lesson.begin(lesson.learned(lesson.train, member), member).to(device)
         return report(answered(untouched, items), items, objective)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import peft
 from peft.tuners.lora import LoraLayer
@@ -84,6 +85,19 @@ def hold_base(network: Network) -> None:
         for module in block.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+@contextmanager
+def adapters_off(network: Network) -> Iterator[None]:
+    """Inside, it computes what it computed before `adapt`."""
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def merge(network: Network) -> dict[str, bytes]:

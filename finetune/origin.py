@@ -159,7 +159,7 @@ def read(
                 raise ValueError(f"the data are texts, {origin.name} reads series")
         return _read_words(origin, parameters, recipe, dataset, learned, task)
     if isinstance(parameters, catalog.CausalDecoderParameters):
-        return _read_continued(origin, parameters, recipe, task, backbones)
+        return _read_continued(origin, parameters, recipe, dataset, task, backbones)
     if isinstance(parameters, catalog.TextEncoderParameters):
         return _read_texts(origin, parameters, recipe, task, backbones)
     assert dataset.kind == "images"
@@ -266,6 +266,7 @@ def _read_continued(
     origin: Origin,
     parameters: catalog.CausalDecoderParameters,
     recipe: Recipe,
+    dataset: Dataset,
     task: Task,
     backbones: Mapping[str, str],
 ) -> Reading:
@@ -299,8 +300,13 @@ def _read_continued(
         input=input,
         tokenizer=tokenizer,
         generation=Generation(context=context, end_token_ids=ends),
-        chat_template=template,
+        chat_template=template or default_template(dataset),
     )
+
+
+def default_template(dataset: Dataset) -> str | None:
+    """How chats are written by a model that learns them from this data and has no template of its own."""
+    return CHATML if isinstance(dataset.content(0), Conversation) else None
 
 
 def _read_series(
@@ -332,7 +338,6 @@ def _read_words(
     """With the vocabulary of the published model, or one that is learned now."""
     length = recipe.max_length or parameters.max_length or TEXT_LENGTH
     template = None
-    chats = isinstance(dataset.content(0), Conversation)
     if origin.folder is not None and origin.manifest is not None and isinstance(origin.manifest.input, TextInput):
         input = msgspec.structs.replace(origin.manifest.input, max_length=length)
         tokenizer = (origin.folder / input.tokenizer).read_bytes()
@@ -341,14 +346,21 @@ def _read_words(
     else:
         input = TextInput(max_length=length, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS)
         words = (text for item in learned for text in texts_of(dataset.content(int(item))))
-        tokenizer = train_tokenizer(words, parameters.vocabulary_size, more=(START,) if chats else ())
+        tokenizer = train_tokenizer(
+            words, parameters.vocabulary_size, more=(START,) if default_template(dataset) else ()
+        )
     spec = _complete(origin.spec, task, vocabulary=tokens_of(tokenizer), max_length=length)
     generation = None
     if isinstance(task, LanguageModel):
         assert input.eos_token_id is not None, "a vocabulary that is learned has an end"
         generation = Generation(context=length, end_token_ids=[input.eos_token_id])
-    template = template or (CHATML if chats else None)
-    return Reading(spec=spec, input=input, tokenizer=tokenizer, generation=generation, chat_template=template)
+    return Reading(
+        spec=spec,
+        input=input,
+        tokenizer=tokenizer,
+        generation=generation,
+        chat_template=template or default_template(dataset),
+    )
 
 
 def _read_pairs(

@@ -75,13 +75,9 @@ def segment_mask(segments: Tensor) -> Tensor:
     return (same & causal_mask(segments.shape[1], segments.shape[1], segments.device))[:, None]
 
 
-def places(attention_mask: Tensor, before: Tensor | None = None) -> Tensor:
-    """The place of each token in its text, from 0, wherever the padding is: int64 [batch, length].
-
-    before: int64 [batch, 1], tokens of each text that came earlier.
-    """
-    counted = attention_mask.cumsum(1) - 1
-    return (counted if before is None else counted + before).clamp(min=0)
+def places(attention_mask: Tensor) -> Tensor:
+    """The place of each token in its text, from 0, wherever the padding is: int64 [batch, length]."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
 def sinusoids(places: Tensor, width: int) -> Tensor:

@@ -454,6 +454,7 @@ ARCHITECTURES: dict[str, Card] = {
             builder="models.backbones.causal_decoder:build",
             description="Llama, Mistral, Qwen2, Qwen3 or GPT-2 from a Hugging Face folder, hub id or GGUF file",
             objectives=("next_token", "chat"),
+            transformer=True,
         ),
         Card(
             name="mlp",

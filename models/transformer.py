@@ -58,7 +58,7 @@ class Translator(Network):
     def read(self, input_ids: Tensor, attention_mask: Tensor) -> list[Cache]:
         """Keys and values of the source, of each layer of the decoder: float32 [batch, heads, sequence, depth]."""
         x = self.source(input_ids, places(attention_mask))
-        states, _ = self.encoder(x, padding_mask(attention_mask))
+        states = self.encoder(x, padding_mask(attention_mask))
         return self.decoder.read(states)
 
     def write(

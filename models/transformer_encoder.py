@@ -32,8 +32,7 @@ class TextTrunk(Trunk):
     def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Of each token: float32 [batch, sequence, width]."""
         x = self.tokens(input_ids, places(attention_mask))
-        states, _ = self.stack(x, padding_mask(attention_mask))
-        return states  # type: ignore[no-any-return]
+        return self.stack(x, padding_mask(attention_mask))  # type: ignore[no-any-return]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return mean(self.states(input_ids, attention_mask), attention_mask)

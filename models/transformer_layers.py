@@ -101,16 +101,16 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention and a feed-forward network: float32 [batch, length, width] → the same, and what was read."""
+    """Self-attention and a feed-forward network: float32 [batch, length, width] → the same."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.itself = SelfAttention(width, heads, dropout)
         self.feed = FeedForward(width, hidden, dropout)
 
-    def forward(self, x: Tensor, seen: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
-        x, cache = self.itself(x, seen, past)
-        return self.feed(x), cache
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        x, _ = self.itself(x, seen)
+        return self.feed(x)  # type: ignore[no-any-return]
 
 
 class CrossLayer(nn.Module):
@@ -161,13 +161,11 @@ class Stack(Layers):
     def __init__(self, layers: int, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__([Layer(width, heads, hidden, dropout) for _ in range(layers)], width, heads)
 
-    def forward(self, x: Tensor, seen: Tensor, past: list[Cache] | None = None) -> tuple[Tensor, list[Cache]]:
-        """States float32 [batch, length, width], and each layer's keys and values of all that has been read by now."""
-        caches = []
-        for i, layer in enumerate(self.layers):
-            x, cache = self.call(layer, x, seen, past[i] if past is not None else None)
-            caches.append(cache)
-        return self.norm(x), caches
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        """float32 [batch, length, width] → states of that shape."""
+        for layer in self.layers:
+            x = self.call(layer, x, seen)
+        return self.norm(x)  # type: ignore[no-any-return]
 
 
 class CrossStack(Layers):
@@ -183,7 +181,8 @@ class CrossStack(Layers):
     def forward(
         self, x: Tensor, seen: Tensor, memory: list[Cache], memory_seen: Tensor, past: list[Cache] | None
     ) -> tuple[Tensor, list[Cache], Tensor]:
-        """As a Stack, and each head's weights of the memory in the last layer."""
+        """States float32 [batch, length, width], each layer's keys and values of all that has been read by now, and
+        each head's weights of the memory in the last layer."""
         caches, weights = [], x
         for i, layer in enumerate(self.layers):
             x, cache, weights = self.call(layer, x, seen, memory[i], memory_seen, past[i] if past is not None else None)

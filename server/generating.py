@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from export.processing.inputs import BadInput
 from export.processing.text import TextProcessor
 from server.event_lines import EventLines
 from server.exchange import Exchange, no_room
@@ -22,6 +23,7 @@ from server.runtime.language import LanguageModel
 from server.runtime.model import Model
 from server.runtime.sampling import Sampled, Sampling
 from server.runtime.search import Candidate
+from server.sampling_request import wrong
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ async def ordered(
             except QueueFull as error:
                 raise no_room(model, error) from error
         yield tickets, left
+    except BadInput as error:  # a grammar that grew too large on its way
+        raise wrong("response_format", str(error)) from error
     finally:
         left.cancel()
         for ticket in tickets:

@@ -78,7 +78,8 @@ async def upload_file(request: Request[Any, Any, Any], state: State) -> FileObje
     """Upload a data set: multipart/form-data with `file` and `purpose` ("fine-tune").
 
     Images: a zip or tar of class folders, or with a CSV, JSONL or Parquet file of paths and labels. Texts and vectors:
-    CSV, JSONL or Parquet. The file is read through before the answer comes; GET /v1/files/{id}/report has the result.
+    CSV, JSONL or Parquet. Conversations: OpenAI's JSONL of `messages`, or prompts and completions. The file is read
+    through before the answer comes; GET /v1/files/{id}/report has the result.
     """
     store: JobStore = state.store
     files: FileStore = state.files

@@ -513,6 +513,11 @@ class Engine:
             token, order = found.token, stream.ticket.order
             stream.log_probability += found.log_probability
             wanted = order.sampling
+            if wanted.grammar is not None and stream.sampler is not None and stream.sampler.failure is not None:
+                self.news.failed.append((stream.ticket, stream.sampler.failure))
+                self._give_up(stream.ticket, "error")
+                leaving += [other for other in self.streams if other.ticket is stream.ticket]
+                continue
             if token in self.ends and len(stream.tokens) >= wanted.min_tokens:
                 self._finish(stream, "stop", 1)
                 leaving.append(stream)
@@ -528,10 +533,6 @@ class Engine:
             if reason is not None:
                 self._finish(stream, reason, 0)
                 leaving.append(stream)
-            elif wanted.grammar is not None and stream.sampler is not None and stream.sampler.failure is not None:
-                self.news.failed.append((stream.ticket, stream.sampler.failure))
-                self._give_up(stream.ticket, "error")
-                leaving += [other for other in self.streams if other.ticket is stream.ticket]
         if leaving:
             self._leave(list(dict.fromkeys(leaving)))
 

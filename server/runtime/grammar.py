@@ -88,8 +88,13 @@ class Grammars:
 
     def _compile(self, kind: str, grammar: str) -> Grammar:
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
-        if matcher.is_error():
-            raise BadInput(f"the {kind} cannot be followed: {reason(matcher)}")
+        # Its first step, too, and once more: what the one leaves behind may be too large for the other. Found out here,
+        # it keeps nobody waiting for a token.
+        for first in (matcher.deep_copy(), matcher.deep_copy()):
+            if not first.is_error():
+                first.compute_logit_bias()
+            if first.is_error():
+                raise BadInput(f"the {kind} cannot be followed: {reason(first)}")
         return Grammar(matcher)
 
 

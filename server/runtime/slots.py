@@ -25,6 +25,7 @@ log = logging.getLogger("espalier.slots")
 MOST_CONTEXT = 4096
 # All rows together take this share of the machine's memory at most.
 MEMORY_SHARE = 0.25
+SPIN_MICROSECONDS = "100"
 # Rows for every slot, where memory is only taken by what is in them.
 KEPT = 2
 TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
@@ -72,9 +73,9 @@ class GraphSlots:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.intra_op_threads or cores()
         options.log_severity_level = 3
-        # A step waits for its threads hundreds of times: they spin while it lasts, and sleep at its end.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # A step's threads wait for each other hundreds of times, for microseconds: they spin no longer than that. By
+        # default it is until long after the step, and where others want the cores a step takes twice as long.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
         there = onnxruntime.get_available_providers()
         wanted = settings.providers or ([CUDA, CPU] if cuda_driver() else [CPU])
         usable = [provider for provider in wanted if provider in there] or [CPU]

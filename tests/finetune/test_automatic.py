@@ -55,6 +55,17 @@ def test_epochs() -> None:
     assert automatic.epochs(50, 8, beginning="learned") == 100  # a small network learns from a few items, in time
 
 
+def test_a_causal_decoder_has_rules_of_its_own() -> None:
+    def chosen(items: int, beginning: automatic.Beginning = "backbone", **fields: object) -> automatic.Chosen:
+        return automatic.choose(recipe(**fields), "text", items, beginning=beginning, architecture="causal_decoder")
+
+    assert chosen(100) == automatic.Chosen(epochs=4, batch_size=8, learning_rate=pytest.approx(5e-5))
+    assert chosen(16_000) == automatic.Chosen(epochs=2, batch_size=32, learning_rate=1e-4)
+    half = Method(supervised=Supervised(hyperparameters=Hyperparameters(learning_rate_multiplier=0.5, n_epochs=1)))
+    assert chosen(16_000, method=half) == automatic.Chosen(epochs=1, batch_size=32, learning_rate=5e-5)
+    assert chosen(16_000, "random").learning_rate == 1e-3, "without weights it is a network like any other"
+
+
 def test_choose_fills_in_only_what_is_open() -> None:
     given = Hyperparameters(n_epochs=3, batch_size=7, learning_rate=0.25)
     assert automatic.choose(recipe(hyperparameters=given), "image", 1_000, beginning="backbone") == automatic.Chosen(

@@ -94,6 +94,9 @@ def test_an_adapter_begins_as_nothing_and_ends_in_the_weights(name: str, rslora:
     scatter(network)
     adapted = answer(network)
     assert (adapted - unadapted).abs().max() > 1e-2
+    with lora.adapters_off(network):
+        assert torch.equal(answer(network), unadapted)
+    assert torch.equal(answer(network), adapted)
     thin = {n: p.detach().clone() for n, p in network.named_parameters() if "lora_" in n}
     files = lora.merge(network)
     assert sorted(files) == ["adapter/adapter_config.json", "adapter/adapter_model.safetensors"]

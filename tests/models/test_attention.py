@@ -16,7 +16,7 @@ from models import registry
 from models.attention import Attention, attend, causal_mask, padding_mask, places, sinusoids
 from models.network import Network
 from models.spec import Classification, LanguageModel, MaskedLanguageModel, ModelSpec, Task
-from models.transformer_decoder import CausalNetwork, Step
+from models.transformer_decoder import CausalNetwork
 from models.transformer_encoder import TextTrunk
 from models.transformer_layers import Layer
 from tests.models.narrow import TRANSFORMER
@@ -100,7 +100,7 @@ def test_a_layer_is_that_of_torch_given_the_same_weights() -> None:
     theirs.linear1.load_state_dict(ours.feed.widen.state_dict())
     theirs.linear2.load_state_dict(ours.feed.narrow.state_dict())
     x, (_, mask) = torch.randn(4, 6, 12), texts(4, 6)
-    found, _ = ours(x, padding_mask(mask))
+    found = ours(x, padding_mask(mask))
     real = mask.bool()
     torch.testing.assert_close(found[real], theirs.train()(x, src_key_padding_mask=~real)[real])
 
@@ -115,7 +115,6 @@ def test_places_have_the_sinusoids_of_the_paper() -> None:
     assert sinusoids(torch.arange(9), 5).shape == (9, 5)
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]])
     assert places(mask)[0, 2:].tolist() == places(mask)[1, :2].tolist() == [0, 1]
-    assert places(mask, torch.tensor([[3], [0]]))[0, 2:].tolist() == [3, 4]
 
 
 def test_heads_must_divide_the_width() -> None:
@@ -179,40 +178,6 @@ def test_only_what_is_asked_is_answered_and_as_in_the_whole() -> None:
     torch.testing.assert_close(masked(ids, mask, asked)["logits"], alone)
 
 
-@pytest.mark.parametrize("prompt", [1, 4])
-def test_steps_from_an_empty_cache_are_the_whole_text(prompt: int) -> None:
-    network = decoder()
-    step, ids = Step(network), texts(3, 8)[0]
-    whole = network(ids, torch.ones_like(ids))["logits"]
-    nothing = [network.empty(3)] * (2 * len(network.stack.layers))
-    found, past_mask, past = [], ids[:, :0], nothing
-    for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, 8))]:
-        token = ids[:, start:end]
-        answer = step(token, torch.ones_like(token), past_mask, *past)
-        past_mask = answer["next_past_mask"]
-        past = [value for name, value in answer.items() if name.startswith(("next_past_keys", "next_past_values"))]
-        found.append(answer["logits"])
-    torch.testing.assert_close(torch.stack(found, dim=1), whole[:, prompt - 1 :])
-
-
-def test_padding_on_the_left_does_not_matter() -> None:
-    network = decoder()
-    ids = texts(1, 5)[0]
-    nothing = [network.empty(1)] * (2 * len(network.stack.layers))
-
-    def both(token: Tensor, mask: Tensor) -> Tensor:
-        """Logits behind a text, and behind one more token."""
-        first = Step(network)(token, mask, mask[:, :0], *nothing)
-        one = torch.tensor([[77]])
-        rest = [value for name, value in first.items() if name not in ("logits", "next_past_mask")]
-        second = Step(network)(one, torch.ones_like(one), first["next_past_mask"], *rest)
-        return torch.cat([first["logits"], second["logits"]])
-
-    padded = torch.cat([torch.tensor([[0, 200, 3]]), ids], dim=1)
-    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
-    torch.testing.assert_close(both(padded, mask), both(ids, torch.ones_like(ids)))
-
-
 @pytest.mark.parametrize(("architecture", "task"), KINDS)
 def test_every_parameter_is_in_one_block_or_the_head_and_learns(architecture: str, task: Task) -> None:
     network = network_of(architecture, task).train()
@@ -226,19 +191,14 @@ def test_every_parameter_is_in_one_block_or_the_head_and_learns(architecture: st
     assert sorted(inside + outside) == sorted(map(id, network.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("architecture", "task"), [KINDS[0], pytest.param(*KINDS[1], marks=pytest.mark.slow), KINDS[2]]
-)
+@pytest.mark.parametrize(("architecture", "task"), [KINDS[0], pytest.param(*KINDS[1], marks=pytest.mark.slow)])
 def test_the_graph_computes_the_same_at_any_batch_and_length(architecture: str, task: Task, tmp_path: Path) -> None:
     network = network_of(architecture, task)
     batches: list[dict[str, np.ndarray]] = [
         dict(zip(network.input_names, (part.numpy() for part in texts(*shape)), strict=True))
         for shape in ((3, 7), (5, 16), (2, 1))
     ]
-    graphs = export_onnx(network, tmp_path, batches[0])
+    export_onnx(network, tmp_path, batches[0])
     parity = check(network, tmp_path, batches)
     assert {1, 3, 5} <= set(parity.batch_sizes)
     assert {1, 3, 7, 12, 16} <= set(parity.lengths)
-    shapes = {tensor.name: tensor.shape for tensor in graphs["model"].inputs}
-    if architecture == "transformer_decoder":
-        assert shapes["past_keys1"] == ["batch", TRANSFORMER["heads"], "steps", 8], "nothing along one, at first"

@@ -25,6 +25,7 @@ from tests.server.bundles import (
     publish_texts,
     publish_vectors,
 )
+from tests.server.chains import publish_letters
 from tests.server.conftest import SENTIMENTS, VECTORS, Live, message_of, running
 from tests.server.test_files import digits_zip
 
@@ -45,6 +46,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         publish(settings.repository)
     publish_greys(settings.repository)
     publish_halves(settings.repository)
+    publish_letters(settings.repository)
     with running(settings) as server:
         yield server
 
@@ -157,6 +159,9 @@ IMAGE = "/v1/classify?model=shades"
 VECTOR = "/v1/classify?model=points"
 
 
+CHAT = b'{"model": "letters", "messages": [{"role": "user", "content": "a"}], "response_format": %b}'
+NESTED = b'{"type": "array", "items": ' * 2000 + b"{}" + b"}" * 2000
+
 # Path, content type, body, status, and what the message must say.
 BODIES = [
     ("/v1/classify", JSON, b"", 400, "empty"),
@@ -221,6 +226,30 @@ BODIES = [
     ("/v1/embeddings", JSON, b'{"model": "days", "input": "a", "dimensions": 7}', 400, "dimensions"),
     ("/v1/embeddings", JSON, b'{"model": "years", "input": "a"}', 404, "'years'"),
     ("/v1/embeddings", JSON, b"", 400, "empty"),
+    ("/v1/completions", JSON, b"", 400, "empty"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": "a\\ud800"}', 400, "JSON"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": ' + b"[" * 100_000, 400, "$.prompt"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": [1e999]}', 400, "prompt"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": [true]}', 400, "prompt"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": [99999999999999999999]}', 400, "token ids"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": "a", "seed": 1.5}', 400, "seed"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": "a", "temperature": NaN}', 400, "JSON"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": "a", "logit_bias": {"\xd9\xa1": 1}}', 400, "logit_bias"),
+    ("/v1/completions", JSON, b'{"model": "letters", "prompt": "a", "max_tokens": 99999999999999999999}', 400, "cont"),
+    ("/v1/chat/completions", JSON, b"", 400, "empty"),
+    ("/v1/chat/completions", JSON, b'{"model": "letters", "mess', 400, "not valid JSON"),
+    ("/v1/chat/completions", JSON, b'{"model": "letters", "messages": {}}', 400, "messages"),
+    ("/v1/chat/completions", JSON, b'{"model": "letters", "messages": ["a"]}', 400, "messages"),
+    ("/v1/chat/completions", JSON, CHAT % b'{"type": "json_schema", "json_schema": {"schema": {"$ref": "#/x"}}}', 400,
+     "schema"),
+    ("/v1/chat/completions", JSON, CHAT % (b'{"type": "json_schema", "json_schema": {"schema": ' + NESTED + b"}}"), 400,
+     ""),
+    ("/v1/chat/completions", JSON, CHAT % b'{"type": "regex", "pattern": "(((a{1000}){1000}){1000}){1000}"}', 400,
+     "regular expression"),
+    ("/v1/chat/completions", JSON, CHAT % b'{"type": "regex", "pattern": "(a)\\\\1"}', 400, "regular expression"),
+    ("/v1/tokenize", JSON, b"", 400, "empty"),
+    ("/v1/tokenize", JSON, b'{"model": "points", "prompt": "x"}', 400, "reads no texts"),
+    ("/v1/detokenize", JSON, b'{"model": "letters", "tokens": [99999999999999999999]}', 400, "token ids"),
     ("/v1/fine_tuning/jobs", JSON, b"", 400, "empty"),
     ("/v1/fine_tuning/jobs", JSON, b'{"model": "mlp", ', 400, "not valid JSON"),
     ("/v1/fine_tuning/jobs", JSON, b"[]", 400, "Expected `object`"),
@@ -239,11 +268,34 @@ def test_a_body_that_is_wrong(live: Live, path: str, kind: str, body: bytes, sta
     assert words in message_of(live.client.post(path, content=body, headers={"content-type": kind}), status)
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", "/v1/predict", "/v1/embeddings", "/v1/fine_tuning/jobs"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/classify",
+        "/v1/predict",
+        "/v1/embeddings",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/tokenize",
+        "/v1/fine_tuning/jobs",
+    ],
+)
 def test_a_body_beyond_the_limit(live: Live, path: str) -> None:
     body = json.dumps({"model": "days", "input": "a day " * (3 * MEBIBYTE)}).encode()
     answer = live.client.post(path, content=body, headers={"content-type": JSON})
     assert message_of(answer, 413)
+
+
+def test_ten_megabytes_of_a_prompt(live: Live) -> None:
+    content = "a good day " * MEBIBYTE
+    asked = [
+        ("/v1/completions", {"prompt": content}),
+        ("/v1/tokenize", {"prompt": content}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": content}]}),
+    ]
+    for path, body in asked:
+        answer = live.client.post(path, content=json.dumps({"model": "letters", **body}))
+        assert "characters" in message_of(answer, 413)
 
 
 def test_ten_megabytes_of_text(live: Live) -> None:
@@ -280,7 +332,7 @@ def test_a_page_that_cannot_be(live: Live, query: str) -> None:
     assert query.partition("=")[0] in message_of(live.client.get(f"/v1/files?{query}"), 400)
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", "/v1/fine_tuning/jobs"])
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/chat/completions", "/v1/fine_tuning/jobs"])
 def test_a_client_that_goes_in_the_middle_of_its_body(live: Live, path: str) -> None:
     with socket.create_connection(("127.0.0.1", httpx.URL(live.address).port or 0)) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: 1000\r\n\r\n"

@@ -21,7 +21,7 @@ from tests.server.bundles import (
     publish_texts,
     publish_vectors,
 )
-from tests.server.chains import publish_language_model, publish_translation
+from tests.server.chains import publish_language_model, publish_letters, publish_translation
 from tests.server.conftest import Live, running
 
 pytestmark = pytest.mark.slow
@@ -41,6 +41,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     publish_greys(settings.repository)
     publish_translation(settings.repository)
     publish_language_model(settings.repository)
+    publish_letters(settings.repository)
     with running(settings) as server:
         yield server
 
