@@ -29,9 +29,12 @@ SETTLED_SECONDS = 30.0
 
 @dataclass
 class Soak:
-    """What is done, and what came of it. slots: of the server. together: streams that are open at once. alone: what
-    follows each prompt. endings: how streams ended, as the client saw it. memory: resident bytes of the server, after
-    each part. problems: in words; empty when all is well."""
+    """What is done, and what came of it.
+
+    slots: of the server. together: streams that are open at once. alone: what follows each prompt. seconds: that one
+    takes alone. endings: how streams ended, as the client saw it. memory: resident bytes of the server, after each
+    part. problems: in words; empty when all is well.
+    """
 
     address: str
     model: str
@@ -42,6 +45,7 @@ class Soak:
     together: int = 24
     seed: int = 0
     alone: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
     endings: Counter[str] = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -55,10 +59,12 @@ async def soak(run: Soak, most_growth: int) -> None:
     """Do it. most_growth: bytes that the server may have more after the last part than after the first two."""
     limits = httpx.Limits(max_connections=run.together + run.slots + 2)
     async with httpx.AsyncClient(base_url=run.address, timeout=120, limits=limits) as client:
+        begun = time.monotonic()
         for prompt in run.prompts:
             said: list[str] = []
             await stream(client, run.body(prompt, run.tokens), said, None)
             run.alone[prompt] = "".join(said)
+        run.seconds = (time.monotonic() - begun) / len(run.prompts)
         if len(set(run.alone.values())) < len(run.prompts):
             run.problems.append("two prompts are continued alike: nothing could be told by that")
         before = await scraped(client, run.model)
@@ -83,7 +89,7 @@ async def soak(run: Soak, most_growth: int) -> None:
 async def part(client: httpx.AsyncClient, run: Soak, chance: random.Random) -> None:
     """A fifth of the streams, so many at a time."""
     free = asyncio.Semaphore(run.together)
-    pace = run.tokens * 0.01
+    usual = run.seconds * run.together / run.slots  # until a stream is read to its end, among so many
 
     async def one(prompt: str, kind: float, after: float) -> None:
         async with free:
@@ -91,7 +97,7 @@ async def part(client: httpx.AsyncClient, run: Soak, chance: random.Random) -> N
             most = round(after * run.tokens) if 0.4 <= kind < 0.7 else None
             task = asyncio.create_task(stream(client, run.body(prompt, run.tokens), said, most))
             if kind >= 0.7:
-                await asyncio.wait([task], timeout=after * pace)
+                await asyncio.wait([task], timeout=after * usual)
                 task.cancel()
             try:
                 run.endings[await task] += 1
