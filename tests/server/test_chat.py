@@ -173,6 +173,10 @@ def test_json_and_what_a_pattern_matches(client: openai.OpenAI) -> None:
     found = ask(client, model="letters", temperature=1, extra_body={"response_format": form})
     assert re.fullmatch("(cat|dog) [0-9]{3}", found.choices[0].message.content)
     assert found.choices[0].finish_reason == "stop"
+    form = {"type": "choice", "choices": ["gut", "schlecht", "größer"]}
+    drawn = ask(client, model="letters", temperature=1, n=12, extra_body={"response_format": form}).choices
+    assert {choice.message.content for choice in drawn} <= {"gut", "schlecht", "größer"}
+    assert {choice.finish_reason for choice in drawn} == {"stop"}
     assert ask(client, response_format={"type": "text"}).choices[0].message.content == "cat sleeps today"
 
 
@@ -214,6 +218,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model": "letters", "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
      "response_format", "schema"),
     ({"model": "letters", "response_format": {"type": "regex", "pattern": "(?=x)"}}, "response_format", "regular"),
+    ({"model": "letters", "response_format": {"type": "choice", "choices": []}}, "response_format", "length >= 1"),
     ({"logit_bias": {"the": 1}}, "logit_bias", "'the'"),
     ({"max_completion_tokens": 0}, "max_completion_tokens", ">= 1"),
 ]  # fmt: skip
