@@ -100,8 +100,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=weights.KEPT, help="where peers and weights are kept")
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
-    streams, tokens, rounds = ((1, 4, 16), 8, 1) if options.quick else (STREAMS, TOKENS, ROUNDS)
-    console, start = Console(), time.monotonic()
+    streams, tokens, rounds = ((1, 4), 8, 1) if options.quick else (STREAMS, TOKENS, ROUNDS)
+    console = Console()
     measured: dict[tuple[str, int], list[Measured]] = {}
     with ExitStack() as stack:
         with console.status("preparing weights and contenders"):
@@ -109,6 +109,7 @@ def main() -> None:
             prompts = Prompts(tokenizer)
             for contender in there:
                 contender.measure(prompts.batches(4, ALONE), 4)
+        start = time.monotonic()
         progress = stack.enter_context(Progress(console=console))
         task = progress.add_task("rounds", total=rounds * len(streams) * len(there))
         for round_ in range(rounds):
