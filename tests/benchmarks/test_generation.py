@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from benchmarks.generation.contenders import loop
+from benchmarks.generation.document import Conditions, pictures, write
 from benchmarks.generation.figures import BARE, OURS, TRANSFORMERS, aims, figures
 from benchmarks.generation.measured import Answer, Measured
-from benchmarks.generation.prompts import LONGEST, SHORTEST, Prompts
+from benchmarks.generation.prompts import LONGEST, SHORTEST, Prompt, Prompts
 from benchmarks.generation.streams import timed_events
+from export.decoder import write_decoder
+from models import registry
+from models.spec import LanguageModel, ModelSpec
+from tests.models import checkpoints
 
 
 def chunk(content: bytes) -> bytes:
@@ -91,6 +101,62 @@ def test_figures_are_medians_and_say_whose_text_is_the_same() -> None:
     assert mine.first == pytest.approx(100)
     assert mine.per_token == pytest.approx(1e3 * (0.5 - 0.1) / 9)  # the median of the three
     assert mine.alike == pytest.approx(2 / 3)
+
+
+def test_the_document_says_what_is_not_met_and_what_was_not_measured() -> None:
+    measured = {(OURS, 1): rounds(30, 30), (TRANSFORMERS, 1): rounds(10, 10), (OURS, 16): rounds(95, 95)}
+    measured[BARE, 16] = rounds(100, 100)
+    run = Conditions(
+        cores=2,
+        memory_gib=4,
+        minutes=1,
+        rounds=2,
+        tokens=10,
+        alone=1,
+        settings={OURS: "our server"},
+        missing={"a peer": "it cannot be installed here"},
+        versions={"torch": "2"},
+    )
+    found = figures(measured)
+    text = write(found, aims(measured, [TRANSFORMERS]), pictures(found), run)
+    assert "| transformers, one stream | transformers | ≥ 3.5 | **3.00** | **no** |" in text
+    assert "| the bare loop, 16 streams | the bare loop | ≥ 0.9 | **0.95** | yes |" in text
+    assert "not measured: a peer: it cannot be installed here" in text
+    assert "(generation/streams.png)" in text
+
+
+@pytest.mark.slow
+def test_the_bare_loop_and_transformers_generate_the_same_tokens(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=checkpoints.VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+    )
+    model = checkpoints.drawn(config)
+    model.save_pretrained(tmp_path / "checkpoint")
+    hyperparameters = {"config": config.to_dict(), "max_length": 128}
+    spec = ModelSpec(architecture="causal_decoder", hyperparameters=hyperparameters, task=LanguageModel())
+    network: Any = registry.build(spec)
+    network.load_state_dict({f"decoder.{name}": value for name, value in model.state_dict().items()})
+    write_decoder(network.parts(), tmp_path / "model.onnx")
+    random = torch.Generator().manual_seed(0)
+    batch = [Prompt("", torch.randint(3, 300, [length], generator=random).tolist()) for length in (5, 20, 11)]
+    said = {}
+    for module, folder in (("bare_loop", tmp_path), ("transformers_loop", tmp_path / "checkpoint")):
+        with loop(module, Path(sys.executable), module, [str(folder), "1"], str) as contender:
+            alone = contender.measure([[prompt] for prompt in batch], 12)
+            together = contender.measure([batch], 12)
+        assert len(together.answers) == 3
+        assert together.seconds > 0
+        assert all(0 < answer.first < answer.last <= together.seconds for answer in together.answers)
+        said[module] = [answer.text for answer in (*alone.answers, *together.answers)]
+    assert said["bare_loop"] == said["transformers_loop"]
+    assert said["bare_loop"][:3] == said["bare_loop"][3:]
 
 
 def test_prompts_have_all_lengths_and_never_come_again() -> None:
