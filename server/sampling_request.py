@@ -82,7 +82,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
 
 
 def sampling(
-    request: SamplingFields, language: LanguageModel, *, max_tokens: int, best_of: int | None, alternatives: int
+    request: SamplingFields, language: LanguageModel, *, max_tokens: int, best_of: int | None, alternatives: int | None
 ) -> Sampling:
     """What the engine is asked for each prompt of a request. Compiles its grammar, so not for the event loop. Raises
     ApiError naming the field that is wrong."""
