@@ -52,7 +52,7 @@ def spelled(texts: Sequence[str]) -> set[str]:
     return set(re.findall(r"\w+", " ".join(texts).casefold()))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_an_adapter_learns_italian_is_killed_goes_on_and_answers(live: Live, client: openai.OpenAI) -> None:
     known = pairs()
     file = client.files.create(file=("chats.jsonl", rows(known[:PAIRS])), purpose="fine-tune")
