@@ -17,6 +17,7 @@ from export.bundle import CHAT_TEMPLATE, Generation, GraphSpec, Head, Interval, 
 from export.onnx import export_onnx
 from export.processing.inputs import DataInput, ImageInput, InputSpec, LatentInput, TextInput
 from export.publish import publish, staging
+from export.quantize import Quantization, quantize_judged
 from export.reports.evaluation import Evaluation
 from models import registry
 from models.catalog import BACKBONES
@@ -40,6 +41,7 @@ def bundle(
     output_tokenizer: bytes | None = None,
     generation: Generation | None = None,
     chat_template: str | None = None,
+    quantization: Quantization | None = None,
     validation: Iterable[Mapping[str, np.ndarray]],
     metrics: Mapping[str, float],
     evaluation: Evaluation | None,
@@ -52,9 +54,10 @@ def bundle(
     input: how the network's own inputs are read. labels: one for each logit or value, none for an embedding. heads:
     labels of each of several heads. intervals: of numbers, by the name of the head, "" where there is only one.
     tokenizer: tokenizer.json, for texts. output_text, output_tokenizer: of the texts that are written. generation,
-    chat_template: of a language model; the template itself, as `export.bundle.CHAT_TEMPLATE` holds it. validation:
-    batches of the network's inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name.
-    progress: told of each stage in a sentence. Raises ParityError, and then nothing is published.
+    chat_template: of a language model; the template itself, as `export.bundle.CHAT_TEMPLATE` holds it. quantization: of
+    a language model's graph, once it has been compared. validation: batches of the network's inputs that PyTorch and
+    ONNX Runtime are compared on. extra_files: more files by name. progress: told of each stage in a sentence. Raises
+    ParityError or TooMuchLost, and then nothing is published.
     """
     task = complete(network.spec)
     several = task.heads if isinstance(task, MultiTask) else {}
@@ -70,6 +73,10 @@ def bundle(
         progress("comparing PyTorch and ONNX Runtime")
         found = parity.check(network, folder, chain([first], batches))
         progress(f"PyTorch and ONNX Runtime agree on {found.samples} samples to {found.largest_difference:.1e}")
+        if quantization is not None:
+            assert generation is not None, "only a language model is quantized"
+            metrics = {**metrics, **quantize_judged(folder / "model.onnx", quantization, progress)}
+            generation = msgspec.structs.replace(generation, weights=quantization.weights)
         registry.save(network, folder)
         if isinstance(input, TextInput):
             assert tokenizer is not None, "a text model needs its tokenizer"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export.bundle import Interval, Manifest
+from export.bundle import Generation, Interval, Manifest
 from export.processing.inputs import ImageInput, LatentInput, SeriesInput, TextInput
 from export.reports.evaluation import Evaluation
 
@@ -30,10 +30,12 @@ def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None)
         parts += [f"## Head `{name}`: {head.task.replace('_', ' ')}", _listed(head.labels)]
         if head.interval is not None:
             parts.append(_interval(head.labels, head.interval))
+    if manifest.generation is not None:
+        parts += ["## Writing", _writing(manifest, manifest.generation)]
     if evaluation is not None:
         parts += ["## Evaluation", f"On {evaluation.samples} held-out samples (evaluation.json, evaluation.png):"]
         parts.append(evaluation.words())
-    elif manifest.metrics:
+    elif manifest.metrics and manifest.generation is None:
         parts += ["## Evaluation", "\n".join(f"- {name}: {value:.4g}" for name, value in manifest.metrics.items())]
     parts += ["## Export", _parity(manifest), "## Lineage", _lineage(manifest, licence)]
     return "\n\n".join(parts) + "\n"
@@ -80,6 +82,29 @@ def _interval(names: list[str], interval: Interval) -> str:
     )
 
 
+def _writing(manifest: Manifest, generation: Generation) -> str:
+    """What it can be asked, and what its matrices have become."""
+    chats = "It chats, by the template in `chat_template.jinja`." if generation.chat_template else "It knows no chats."
+    ends = ", ".join(f"`{token}`" for token in generation.end_token_ids)
+    words = (
+        f"A sequence, what is asked and what is answered, has at most {generation.context:,} tokens; the tokens {ends} "
+        f"end it. {chats} Its matrices are kept in {generation.weights}."
+    )
+    if generation.weights == "float32":
+        return words
+    rows = ["| weights | perplexity | tokens/s, one sequence | MiB |", "|---|---|---|---|"]
+    for kind in ("float32", generation.weights):
+        perplexity, speed, size = (
+            manifest.metrics[f"{kind}_{what}"] for what in ("perplexity", "tokens_per_second", "bytes")
+        )
+        rows.append(f"| {kind} | {perplexity:.4g} | {speed:.3g} | {size / 2**20:,.1f} |")
+    table = "\n".join(rows)
+    return (
+        f"{words} On {manifest.metrics['held_out_tokens']:,.0f} held-out tokens, through ONNX Runtime on the machine "
+        f"that it was exported on:\n\n{table}\n\nThe weights that training goes on from are float32."
+    )
+
+
 def _use(manifest: Manifest) -> str:
     path = PATHS.get(manifest.task, "embeddings")
     match manifest.input:
@@ -97,6 +122,9 @@ def _use(manifest: Manifest) -> str:
         case TextInput(max_length=max_length) if manifest.task == "language_model":
             words = f"Texts to go on with, of at most {max_length:,} tokens with what is written."
             call = _json_call("completions", manifest.name, '"some text"', field="prompt")
+            if manifest.generation is not None and manifest.generation.chat_template is not None:
+                messages = '[{"role": "user", "content": "some text"}]'
+                call += f"\n\n    {_json_call('chat/completions', manifest.name, messages, field='messages')}"
         case TextInput(max_length=max_length):
             words = f"Texts; what is longer than {max_length} tokens is cut."
             call = _json_call(path, manifest.name, '"some text"')

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
 
 from export.bundle import DamagedBundle, sha256_of
 from export.parity import ParityError
-from export.untouched import export_backbone
+from export.processing.chat import Message, render
+from export.processing.inputs import BadInput
+from export.untouched import Weights, export_backbone
 from finetune.recipe import Recipe
 from finetune.recipe_file import RecipeError, read_recipe
 from finetune.run import run
 from finetune.run_request import Cancelled, FileRef, JobFailed, RunRequest, Stage
+from models.backbones.language import Language
 from models.spec import ModelSpec
 
 # What Ctrl-C ends with, as shells have it.
@@ -98,19 +103,76 @@ def finetune(recipe_path: Path, *, home: Path, repository: Path, backbones: Mapp
     return 0
 
 
-def export(model: str, *, name: str | None, repository: Path, backbones: Mapping[str, str]) -> int:
+def export(
+    model: str,
+    *,
+    name: str | None,
+    weights: Weights,
+    held_out: Path | None,
+    most_loss: float,
+    repository: Path,
+    backbones: Mapping[str, str],
+) -> int:
     """Publish a backbone as it is. Returns the exit status."""
     console = Console()
     try:
         with console.status("loading") as status:
             manifest = export_backbone(
-                model, name=name, repository=repository, backbones=backbones, progress=status.update
+                model,
+                name=name,
+                repository=repository,
+                backbones=backbones,
+                kept_as=weights,
+                most_loss=most_loss,
+                held_out=partial(held_out_texts, held_out) if held_out else None,
+                progress=status.update,
             )
     except (ValueError, DamagedBundle, ParityError) as error:
         console.print(str(error), style="red", markup=False)
         return 1
     console.print(f"[green]{manifest.name}[/] version {manifest.version} is in {repository / manifest.name}")
     return 0
+
+
+def held_out_texts(path: Path, language: Language) -> list[str]:
+    """Of a file: a text a line, or of one that ends with .jsonl objects with `text`, or with `messages`, which the chat
+    template is for. Raises ValueError naming the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(line if path.suffix != ".jsonl" else _held_out_text(line, language))
+        except (msgspec.DecodeError, BadInput) as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+    if not found:
+        raise ValueError(f"{path} holds no text")
+    return found
+
+
+class HeldOut(msgspec.Struct):
+    """A line of a JSONL file."""
+
+    text: str | None = None
+    messages: list[Message] | None = None
+
+
+def _held_out_text(line: str, language: Language) -> str:
+    one = msgspec.json.decode(line, type=HeldOut)
+    if one.text is not None:
+        return one.text
+    if one.messages is None:
+        raise BadInput("has neither `text` nor `messages`")
+    if language.chat_template is None:
+        raise BadInput("`messages`: the model has no chat template")
+    tokenizer = Tokenizer.from_str(language.tokenizer.decode())
+    end = str(tokenizer.id_to_token(language.ends[0]))
+    # The tokenizer puts the beginning before every text, once.
+    return render(language.chat_template, one.messages, generate=False, bos="", eos=end)
 
 
 def local_file(recipe_path: Path, given: str, field: str) -> FileRef:

@@ -180,8 +180,8 @@ class NextToken(Part, frozen=True, kw_only=True, tag="next_token", tag_field="ty
     """Texts without labels: each token from those before it. A language model. A text of more than max_length tokens
     is learned in parts.
 
-    packing: the texts of a batch lie behind each other in as few rows as hold them, none of which sees another: the
-        same loss, without padding that is computed for nothing."""
+    packing: the texts of a batch lie behind each other in as few rows as hold them, and none sees another: the same
+        loss, without padding that is computed for nothing. Without it batches are of texts alike in length."""
 
     packing: bool = True
 
@@ -374,6 +374,14 @@ class Transfer(Part, frozen=True, kw_only=True):
         return (self.freeze == "all" or self.train_last == 0) and self.unfreeze_epoch is None
 
 
+class Quantization(Part, frozen=True, kw_only=True):
+    """What a language model is published with: matrices in 8 or 4 bits. The weights that training goes on from stay
+    float32. most_loss: the share that the perplexity on the held-out split may rise by, or nothing is published."""
+
+    weights: Literal["int8", "int4"] = "int8"
+    most_loss: PositiveFloat = 0.02
+
+
 class Augmentation(Part, frozen=True, kw_only=True):
     """Of training items only. For images: degrees, shares of the side, probability, and jitter factor.
 
@@ -468,6 +476,7 @@ class Recipe(Part, frozen=True, kw_only=True):
         the same gradients in less memory and more time (Chen et al. 2016).
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
+    quantization: of a language model that is published; None: it has float32 weights.
     """
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | ModelSpec
@@ -499,6 +508,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     evaluations_per_epoch: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     checkpoint_seconds: NonNegative = 30.0
+    quantization: Quantization | None = None
 
     def unlabelled_files(self) -> tuple[str, ...]:
         """Those of other domains, that the terms name."""

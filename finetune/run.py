@@ -19,6 +19,8 @@ from export import bundle
 from export.bundle import DamagedBundle, Lineage, Manifest
 from export.bundling import bundle as publish
 from export.parity import ParityError
+from export.perplexity import texts_of
+from export.quantize import Quantization
 from finetune import automatic, bagging, ensembles, lora, optim, origin, terms
 from finetune.bagging import Member, together
 from finetune.batches import evaluation_order
@@ -41,6 +43,8 @@ from models.network import Headed, Network
 __all__ = ["Cancelled", "JobFailed", "Reporter", "RunRequest", "run"]
 
 PARITY_BATCH = 32
+# Tokens that a quantized language model is judged on.
+MOST_JUDGED = 8192
 # Images that statistics are taken of, and those that are shown.
 MOST_IMAGES = 4096
 SHOWN = 10
@@ -199,7 +203,7 @@ def beginning_in_words(plan: Plan, material: Material, chosen: automatic.Chosen)
 def publish_judged(
     judged: Judged, trained: Sequence[Trained], lesson: Lesson, material: Material, plan: Plan, request: RunRequest
 ) -> Manifest:
-    """Raises ParityError, and then nothing is published."""
+    """Raises ParityError or TooMuchLost, and then nothing is published."""
 
     def tell(stage: str) -> None:
         lesson.check()
@@ -213,6 +217,11 @@ def publish_judged(
     shown = tensors(held_out.batch(np.arange(min(SHOWN, len(held_out)))), torch.device("cpu"))
     order = evaluation_order(len(material.validation), PARITY_BATCH)
     settled = settle(plan.recipe, lesson.chosen, plan.seed)
+    quantization = None
+    if (wanted := plan.recipe.quantization) is not None:
+        quantization = Quantization(
+            wanted.weights, wanted.most_loss, texts_in(held_out, MOST_JUDGED), texts_in(material.train, MOST_JUDGED)
+        )
     return publish(
         network,
         name=request.name,
@@ -226,6 +235,7 @@ def publish_judged(
         output_tokenizer=reading.written.tokenizer if reading.written else None,
         generation=reading.generation,
         chat_template=reading.chat_template,
+        quantization=quantization,
         validation=(material.validation.batch(rows) for rows in order),
         metrics={
             **judged.evaluation.figures(),
@@ -244,6 +254,12 @@ def publish_judged(
         extra_files={**curves(trained), **lesson.objective.pictures(network, shown), **adapters},
         progress=tell,
     )
+
+
+def texts_in(items: Items, most: int) -> list[np.ndarray]:
+    """The tokens of some items, `most` in all."""
+    batches = (items.batch(rows) for rows in evaluation_order(len(items), PARITY_BATCH))
+    return list(texts_of(batches, most))
 
 
 def published_by(repository: Path, name: str, job_id: str) -> Manifest | None:

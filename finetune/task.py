@@ -90,6 +90,11 @@ def contradiction(objective: Objective, recipe: Recipe) -> tuple[str, str] | Non
             f"stopping.metric: {name_of(objective)} does not measure {recipe.stopping.metric}; it measures "
             f"{', '.join(measured)}"
         )
+    if recipe.quantization is not None and TASKS[type(objective)] != "language_model":
+        return "quantization", (
+            f"quantization: it is judged by how a language model predicts, and {name_of(objective)} teaches "
+            f"{TASKS[type(objective)].replace('_', ' ')}"
+        )
     if not isinstance(objective, Adversarial):
         return None
     stopping, augmentation = recipe.stopping, recipe.augmentation

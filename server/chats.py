@@ -47,9 +47,9 @@ class Turn(msgspec.Struct):
 
 
 class ChatRequest(SamplingFields, kw_only=True):
-    """OpenAI's request; of our own are top_k, min_p, repetition_penalty, min_tokens, and the response_format
-    {"type": "regex", "pattern": …}. max_completion_tokens: all that the context leaves, unless given; max_tokens is its
-    old name."""
+    """OpenAI's request; of our own are top_k, min_p, repetition_penalty, min_tokens, and the response_formats
+    {"type": "regex", "pattern": …} and {"type": "choice", "choices": […]}. max_completion_tokens: all that the context
+    leaves, unless given; max_tokens is its old name."""
 
     messages: Annotated[list[Turn], msgspec.Meta(min_length=1)]
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None

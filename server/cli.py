@@ -58,8 +58,28 @@ def parser() -> argparse.ArgumentParser:
     finetune = command("finetune", "run one recipe here; the same command goes on after an interruption")
     finetune.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="its files are paths relative to it")
     export = command("export", "publish a backbone as it is, without training")
-    export.add_argument("model", metavar="MODEL", help="a backbone's name, a folder or a hub id")
+    export.add_argument("model", metavar="MODEL", help="a backbone's name, a folder, a GGUF file or a hub id")
     export.add_argument("--name", help="name to publish under; the model's own by default")
+    export.add_argument(
+        "--weights",
+        choices=("float32", "int8", "int4"),
+        default="float32",
+        help="what the matrices of a language model become; nothing is published when it predicts too much worse",
+    )
+    export.add_argument(
+        "--held-out",
+        type=Path,
+        metavar="FILE",
+        help="what that is judged on: a text a line, or JSONL with `text` or `messages`; "
+        "the documentation of Python's library by default",
+    )
+    export.add_argument(
+        "--most-loss",
+        type=float,
+        default=0.02,
+        metavar="SHARE",
+        help="that the perplexity may rise by (0.02)",
+    )
     command("models", "list what can be fine-tuned and what is published")
     command("config", "print every setting and where it comes from")
     return whole
@@ -95,7 +115,15 @@ def run_training_command(parsed: argparse.Namespace, loaded: Loaded) -> int:
     settings = loaded.settings
     if parsed.command == "finetune":
         return run(parsed.recipe, home=settings.home, repository=settings.repository, backbones=settings.backbones)
-    return run(parsed.model, name=parsed.name, repository=settings.repository, backbones=settings.backbones)
+    return run(
+        parsed.model,
+        name=parsed.name,
+        weights=parsed.weights,
+        held_out=parsed.held_out,
+        most_loss=parsed.most_loss,
+        repository=settings.repository,
+        backbones=settings.backbones,
+    )
 
 
 def models(loaded: Loaded) -> int:

@@ -45,7 +45,13 @@ class RegexFormat(msgspec.Struct, tag="regex", tag_field="type"):
     pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 
 
-ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat
+class ChoiceFormat(msgspec.Struct, tag="choice", tag_field="type"):
+    """Of our own: the answer is one of these texts."""
+
+    choices: Annotated[list[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1, max_length=1_000)]
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat
 
 
 class StreamOptions(msgspec.Struct):
@@ -140,6 +146,8 @@ def grammar(asked: ResponseFormat | None, language: LanguageModel) -> Grammar | 
                 return grammars.json_schema(found.schema)
             case RegexFormat(pattern=pattern):
                 return grammars.regex(pattern)
+            case ChoiceFormat(choices=choices):
+                return grammars.choice(choices)
     except BadInput as error:
         raise wrong("response_format", str(error)) from error
 

@@ -2,8 +2,8 @@
 
 It has a thread of its own while there is something to do. In every turn it lets in who waits, as far as there are slots
 and memory, reads a piece of one prompt, and computes the next token of all sequences that are being written (Yu et al.
-2022, Orca; Agrawal et al. 2024, Sarathi). Sequences are in rows 0, 1, …: the last one moves into the place of one that
-leaves, and rows behind them keep what they held, for prompts that begin with it.
+2022, Orca; Agrawal et al. 2024, Sarathi). Those that have begun are in rows 0, 1, …: the last one moves into the place
+of one that leaves, and rows behind them keep what they held, for prompts that begin with it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ log = logging.getLogger("espalier.generation")
 
 # How often clients are asked whether they are still there.
 ASKED_SECONDS = 0.25
+SWEPT_SECONDS = 0.02
 # The thread waits so long for another order before it ends; what holds the engine's model then is its owner alone.
 LINGER_SECONDS = 1.0
 
@@ -57,14 +58,14 @@ class Order:
 
 @dataclass(eq=False, slots=True)
 class Stream:
-    """One sequence of an order. row: its slot, -1 while it has none. reading: its prompt is not all computed yet."""
+    """One sequence of an order. row: where it is, -1 before it begins and when it has left. reading: its prompt is not
+    all computed yet."""
 
     ticket: Ticket
     number: int
     times: Times
     row: int = -1
     reading: bool = True
-    begun: bool = False
     ended: bool = False
     sampler: Sampler | None = None
     tokens: list[int] = field(default_factory=list)
@@ -124,6 +125,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.open: dict[Ticket, None] = {}
         self.asked = 0.0  # when the clients were
+        self.swept = 0.0  # when those that wait were looked through
         self.submitted = 0  # sequences, ever
         self.closed = False
         # Between the loop and the thread.
@@ -131,9 +133,11 @@ class Engine:
         self.wake = threading.Event()
         self.lock = threading.Lock()
         self.thread: threading.Thread | None = None
-        # The thread's own. streams: by row. reading: those with a prompt to be read, the oldest first. writing: the
-        # others, in the order of their rows; None: to be found anew.
+        # The thread's own. running: streams that have a slot, the oldest first. streams: those that have begun, by row.
+        # reading: those with a prompt to be read, the oldest first. writing: those whose prompt is read, in the order
+        # of their rows; None: to be found anew.
         self.waiting: deque[Ticket] = deque()
+        self.running: dict[Stream, None] = {}
         self.streams: list[Stream] = []
         self.reading: list[Stream] = []
         self.writing: tuple[list[Stream], list[Sampler], list[Times], np.ndarray] | None = None
@@ -180,13 +184,12 @@ class Engine:
 
     def occupancy(self) -> Occupancy:
         """What is held now; for any thread."""
-        running = len(self.streams)
-        held = int(self.held.filled[:running].sum())
-        return Occupancy(running, self.submitted - self.let_in, self.model.slots, held, self.model.context)
+        held = int(self.held.filled[: len(self.streams)].sum())
+        return Occupancy(len(self.running), self.submitted - self.let_in, self.model.slots, held, self.model.context)
 
     async def drain(self) -> None:
         """Wait until every order is answered and its slots are free."""
-        while self.open or self.inbox or self.waiting or self.streams:  # noqa: ASYNC110 - once
+        while self.open or self.inbox or self.waiting or self.running:  # noqa: ASYNC110 - once
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
@@ -227,25 +230,27 @@ class Engine:
             self._read()
         if self._writing()[0]:
             self._step()
-        return bool(self.streams or self.waiting)
+        return bool(self.running or self.waiting)
 
     def _drop(self) -> None:
-        """Orders that nobody waits for, or whose time is over."""
+        """Orders that nobody waits for, or whose time is over. Many may wait: they are looked through now and then."""
         now = time.perf_counter()
-        dropped = [ticket for ticket in self.waiting if ticket.over or self._is_over(ticket, now)]
-        if dropped:
+        dropped: list[Ticket] = []
+        if now - self.swept > SWEPT_SECONDS:
+            self.swept = now
+            dropped = [ticket for ticket in self.waiting if self._is_over(ticket, now)]
             self.waiting = deque(ticket for ticket in self.waiting if not ticket.over)
-        for stream in self.streams:
+        for stream in self.running:
             if stream.ticket not in dropped and self._is_over(stream.ticket, now):
                 dropped.append(stream.ticket)
         for ticket in dropped:
             self._give_up(ticket, "abort")
         if dropped:
-            self._leave([stream for stream in self.streams if stream.ticket.over])
+            self._leave([stream for stream in self.running if stream.ticket.over])
 
     def _is_over(self, ticket: Ticket, now: float) -> bool:
         order = ticket.order
-        if not ticket.future.done():
+        if not ticket.over and not ticket.future.done():
             last = order.deadline if not ticket.let_in else order.until
             last = last if order.until is None or last is None else min(last, order.until)
             if last is None or now <= last:
@@ -274,15 +279,15 @@ class Engine:
             self._give_up(ticket, "error")
         for stream in streams:
             self.held.forget(stream.row)
-        self._leave([stream for stream in self.streams if stream.ticket.over])
+        self._leave([stream for stream in self.running if stream.ticket.over])
 
     def _reset(self, error: Exception) -> None:
         """Fail whatever is open, and begin anew."""
-        for ticket in {**dict.fromkeys(self.waiting), **{stream.ticket: None for stream in self.streams}}:
+        for ticket in {**dict.fromkeys(self.waiting), **{stream.ticket: None for stream in self.running}}:
             self.news.failed.append((ticket, RunFailed(str(error))))
             self._give_up(ticket, "error")
         self.waiting.clear()
-        self.streams, self.reading, self.writing = [], [], None
+        self.running, self.streams, self.reading, self.writing = {}, [], [], None
         for row in range(self.model.rows):
             self.held.forget(row)
 
@@ -290,8 +295,12 @@ class Engine:
 
     def _let_in(self) -> None:
         """Give slots to those who have waited longest, while there are slots and memory; nobody overtakes."""
-        while self.waiting and len(self.streams) < self.model.slots:
+        while self.waiting and len(self.running) < self.model.slots:
             ticket = self.waiting[0]
+            if self._is_over(ticket, time.perf_counter()):
+                self.waiting.popleft()
+                self._give_up(ticket, "abort")
+                continue
             if not self._make_room(ticket.places):
                 return
             stream = ticket.streams[ticket.let_in]
@@ -301,42 +310,47 @@ class Engine:
                 self.waiting.popleft()
             sampling = ticket.order.sampling
             stream.sampler = Sampler(sampling, place=stream.number, prompt=ticket.order.tokens, ends=self.ends)
-            self._place(stream)
+            stream.times.scheduled = time.perf_counter()
+            self.running[stream] = None
+            # The others of an order begin with what the first one has read.
+            if stream.number == 0 or not ticket.streams[0].reading:
+                self.reading.append(stream)
 
     def _make_room(self, places: int) -> bool:
         """Whether a sequence of so many places fits into memory; rows that are not in use give theirs back for it, the
         least recently used first."""
-        taken, running = self.held.taken, len(self.streams)
-        spare = self.model.tokens - places - int(np.maximum(taken[:running], self.places[:running]).sum())
+        taken, rows = self.held.taken, len(self.streams)
+        spare = self.model.tokens - places - int(np.maximum(taken[:rows], self.places[:rows]).sum())
+        spare -= sum(stream.ticket.places for stream in self.running if stream.row < 0)
         if spare < 0:
             return False
-        while int(taken[running:].sum()) > spare:
-            rows = np.flatnonzero(taken[running:]) + running
-            row = int(rows[self.held.used[rows].argmin()])
+        while int(taken[rows:].sum()) > spare:
+            free = np.flatnonzero(taken[rows:]) + rows
+            row = int(free[self.held.used[free].argmin()])
             self.held.forget(row)
             self.held.release(row, 0)
         return True
 
-    def _place(self, stream: Stream) -> None:
-        """Let a sequence into the first row that is not in use, which keeps what it can use of what is there."""
-        held, row, ticket = self.held, len(self.streams), stream.ticket
-        shared = held.shared(ticket.prompt)
-        keep = self._front(ticket, int(shared[row]))
-        oldest = held.oldest(row, but=int(shared.argmax()))
-        if oldest != row and held.filled[row] > keep:  # others may want what would be lost
-            held.copy(row, oldest, int(held.filled[row]))
-        held.filled[row] = keep
-        held.release(row, ticket.places)
-        held.touch(row)
-        stream.row, stream.times.scheduled = row, time.perf_counter()
-        self.places[row] = ticket.places
-        self.streams.append(stream)
-        # The others of an order begin with what the first one has read.
-        if stream.number == 0 or ticket.streams[0].ended or not ticket.streams[0].reading:
-            self.reading.append(stream)
+    def _settle(self, stream: Stream, source: int, front: int) -> None:
+        """Let a stream into the first row that is not in use, with the first `front` tokens of row `source`."""
+        held, row, places = self.held, len(self.streams), stream.ticket.places
+        if held.filled[row] > (front if source == row else 0):  # others may want what would be lost
+            oldest = held.oldest(row, but=source)
+            if oldest != row:
+                held.copy(row, oldest, int(held.filled[row]))
+        if source == row or not front:
+            held.filled[row] = front
         else:
-            stream.reading = True
+            held.copy(source, row, front)
+            if source > row and front == held.filled[source]:
+                held.forget(source)
+        held.release(row, places)
+        held.touch(row)
+        stream.row, self.places[row] = row, places
+        self.streams.append(stream)
         self.writing = None
+        if self.metrics is not None:
+            self.metrics.begins(stream.times, time.perf_counter(), reused=front)
 
     def _front(self, ticket: Ticket, shared: int) -> int:
         """How many places of a row that holds so many of the prompt are of use. The last token is computed for its
@@ -347,9 +361,12 @@ class Engine:
     def _leave(self, streams: Sequence[Stream]) -> None:
         """Take sequences out; the last row moves into the place of each. Their rows keep what they held."""
         for stream in sorted(streams, key=lambda stream: -stream.row):
-            held, row, last = self.held, stream.row, len(self.streams) - 1
-            if stream.reading and stream in self.reading:
+            del self.running[stream]
+            if stream in self.reading:
                 self.reading.remove(stream)
+            if stream.row < 0:
+                continue
+            held, row, last = self.held, stream.row, len(self.streams) - 1
             held.touch(row)
             if not held.filled[row]:
                 held.forget(row)
@@ -364,45 +381,36 @@ class Engine:
                 held.release(row, int(self.places[row]))
             self.streams.pop()
             stream.row = -1
-            self.writing = None
+        self.writing = None
         self._make_room(0)
 
     # Reading prompts.
 
     def _begin(self, stream: Stream) -> None:
-        """The stream's first turn: take over what other rows have of its prompt."""
-        held, row, ticket = self.held, stream.row, stream.ticket
-        stream.begun = True
-        shared = held.shared(ticket.prompt)
-        shared[row] = held.filled[row]
-        source = int(shared.argmax())
-        front = self._front(ticket, int(shared[source]))
-        if front > held.filled[row]:
-            held.copy(source, row, front)
-            held.touch(row)
-            if source >= len(self.streams) and front == held.filled[source]:
-                held.forget(source)
-        if self.metrics is not None:
-            self.metrics.begins(stream.times, time.perf_counter(), reused=int(held.filled[row]))
+        """Give a stream its row, with what rows have of its prompt."""
+        shared, row = self.held.shared(stream.ticket.prompt), len(self.streams)
+        source = row if shared[row] == shared.max() else int(shared.argmax())
+        self._settle(stream, source, self._front(stream.ticket, int(shared[source])))
 
     def _left(self, stream: Stream) -> int:
         """Tokens of the prompt that are not computed yet."""
-        return len(stream.ticket.prompt) - int(self.held.filled[stream.row])
+        return len(stream.ticket.prompt) - (int(self.held.filled[stream.row]) if stream.row >= 0 else 0)
 
     def _read(self) -> None:
         """A piece of a prompt, or several short ones at once. Turns go to the oldest and to the one that is nearest its
         end: a long prompt stops no short ones, and these never stop it."""
         self.oldest_first = not self.oldest_first
         stream = self.reading[0] if self.oldest_first else min(self.reading, key=self._left)
-        if not stream.begun:
+        limit = self.pace.chunk(writing=len(self._writing()[0]), reading=len(self.reading))
+        group = [stream]
+        if stream.row < 0:
             self._begin(stream)
-        logits = stream.ticket.logits
-        left = self._left(stream)
+            if not self.held.filled[stream.row]:
+                group = self._group(stream, limit)
+        logits, left = stream.ticket.logits, self._left(stream)
         if logits is not None and not left:
             self._write([stream], logits[None].copy(), 0)
             return
-        limit = self.pace.chunk(writing=len(self._writing()[0]), reading=len(self.reading))
-        group = self._group(stream, limit) if left <= limit and not self.held.filled[stream.row] else [stream]
         found: np.ndarray | None
         start = time.perf_counter()
         try:
@@ -427,23 +435,20 @@ class Engine:
         self._write(group, found, computed)
 
     def _group(self, first: Stream, limit: int) -> list[Stream]:
-        """Prompts that are read together with a first one that has nothing computed: in the rows behind it, nothing
-        computed either, alike in length and not in what they begin with."""
+        """Prompts that are read together with that of a stream that has just begun with nothing: the oldest of those
+        that begin with nothing, too, alike in length and not in what they begin with."""
         prompt = first.ticket.prompt
         group, total, longest = [first], len(prompt), len(prompt)
-        for stream in self.streams[first.row + 1 :]:
+        for stream in [stream for stream in self.reading if stream.row < 0]:
             own = stream.ticket.prompt
-            longest = max(longest, len(own))
-            padded = longest * (len(group) + 1)
-            if stream.begun or stream not in self.reading or padded > limit:
-                break
-            if padded - total - len(own) > MOST_PADDING * padded or _alike(prompt, own) >= LEAST_SHARED:
-                break
-            self._begin(stream)
-            if self.held.filled[stream.row]:
-                break
+            padded = max(longest, len(own)) * (len(group) + 1)
+            if padded > limit or padded - total - len(own) > MOST_PADDING * padded:
+                continue
+            if _alike(prompt, own) >= LEAST_SHARED or self.held.shared(own).max() >= LEAST_SHARED:
+                continue
+            self._settle(stream, len(self.streams), 0)
             group.append(stream)
-            total += len(own)
+            total, longest = total + len(own), max(longest, len(own))
         return group
 
     def _write(self, streams: Sequence[Stream], logits: np.ndarray, computed: int) -> None:
@@ -457,15 +462,12 @@ class Engine:
             others = [
                 other
                 for other in ticket.streams[: ticket.let_in]
-                if other.reading and not other.ended and other is not stream and other not in self.reading
+                if other.row < 0 and not other.ended and other not in self.reading
             ]
             for other in others:
-                self.held.copy(stream.row, other.row, len(ticket.prompt))
-                self.held.touch(other.row)
-                if self.metrics is not None:
-                    self.metrics.begins(other.times, time.perf_counter(), reused=len(ticket.prompt))
+                self._settle(other, stream.row, len(ticket.prompt))
             for each in (stream, *others):
-                each.reading, each.begun = False, True
+                each.reading = False
                 begun.append(each)
                 rows.append(place)
             if ticket.let_in == len(ticket.streams) and not any(other.reading for other in ticket.streams):
@@ -504,7 +506,11 @@ class Engine:
 
     def _grow(self, streams: Sequence[Stream], samplers: Sequence[Sampler], logits: np.ndarray, computed: int) -> None:
         """One token more for each, by float32 [streams, vocabulary]."""
-        sampled = sample(samplers, logits)
+        try:
+            sampled = sample(samplers, logits)
+        except Exception as error:  # of one of them, and it is not known which
+            self._fail(streams, error)
+            return
         self._observe(streams, computed)
         leaving: list[Stream] = []
         for stream, found in zip(streams, sampled, strict=True):
@@ -516,7 +522,7 @@ class Engine:
             if wanted.grammar is not None and stream.sampler is not None and stream.sampler.failure is not None:
                 self.news.failed.append((stream.ticket, stream.sampler.failure))
                 self._give_up(stream.ticket, "error")
-                leaving += [other for other in self.streams if other.ticket is stream.ticket]
+                leaving += [other for other in self.running if other.ticket is stream.ticket]
                 continue
             if token in self.ends and len(stream.tokens) >= wanted.min_tokens:
                 self._finish(stream, "stop", 1)
@@ -584,10 +590,10 @@ class Engine:
             self.loop.call_soon_threadsafe(self._hear, news)
         except RuntimeError:  # the loop is closed: nobody waits for anything
             self.closed = True
-            for ticket in [*self.waiting, *(stream.ticket for stream in self.streams)]:
+            for ticket in [*self.waiting, *(stream.ticket for stream in self.running)]:
                 self._give_up(ticket, "abort")
             self.waiting.clear()
-            self._leave(list(self.streams))
+            self._leave(list(self.running))
 
     def _hear(self, news: _News) -> None:
         """On the event loop."""

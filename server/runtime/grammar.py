@@ -70,7 +70,12 @@ class Grammars:
         self._compiled = lru_cache(KEPT)(self._compile)
 
     def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": WHITESPACE})
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), overrides={"whitespace_pattern": WHITESPACE}
+            )
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"the schema cannot be followed: {error}") from error
         return self._compiled("schema", grammar)
 
     def json_object(self) -> Grammar:
@@ -88,9 +93,9 @@ class Grammars:
 
     def _compile(self, kind: str, grammar: str) -> Grammar:
         matcher = LLMatcher(self.tokenizer, grammar, log_level=0)
-        # Its first step, too, and once more: what the one leaves behind may be too large for the other. Found out here,
-        # it keeps nobody waiting for a token.
-        for first in (matcher.deep_copy(), matcher.deep_copy()):
+        # Its first step, too, which is the slowest and which the copies then know, and once more: what the one leaves
+        # behind may be too large for the other. Found out here, it keeps nobody waiting for a token.
+        for first in (matcher, matcher.deep_copy()):
             if not first.is_error():
                 first.compute_logit_bias()
             if first.is_error():

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from export.bundle import Generation
+from export.bundle import Generation, names, sha256_of
 from export.processing.inputs import TextInput
 from finetune.admission import Refused, admit, folder_architecture, trainable
 from finetune.data.datasets import open_dataset
 from finetune.data.validation import inspect
 from finetune.data.wanted import wanted_of
 from finetune.origin import Reading, find, load, read
-from finetune.recipe import Data, NextToken, Recipe
+from finetune.recipe import Data, Hyperparameters, NextToken, Quantization, Recipe
+from finetune.run import run
+from finetune.run_request import FileRef, JobFailed, RunRequest
 from models.spec import LanguageModel, ModelSpec
+from tests.finetune.small import Recorder
 from tests.models import checkpoints
 from tests.models.checkpoints import BEGIN, END, TEMPLATE, TURN
 from tests.models.test_decoder_weights import FAMILIES
@@ -98,3 +101,59 @@ def test_a_decoder_is_admitted_by_its_weights_alone(small: dict[str, str], tmp_p
     assert named["small"].objectives[0] == "next_token"
     assert named["smollm2-135m-instruct"].modality == "text"
     assert "causal_decoder" not in named
+
+
+def test_only_a_language_model_is_quantized(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"{label} {i}", "label": label}) + "\n" for i in range(9) for label in "ab")
+    )
+    report = inspect(path, path.name)
+    recipe = Recipe(model="minilm-l6-v2", training_file="x", quantization=Quantization())
+    with pytest.raises(Refused, match="quantization: it is judged by how a language model predicts, and cross_entropy"):
+        admit(recipe, report=report, backbones={}, repository=tmp_path, allow_hub=False)
+
+
+@pytest.mark.parametrize(("most_loss", "refused"), [(0.5, False), (1e-9, True)])
+def test_a_run_from_a_checkpoint_publishes_what_was_judged_on_its_held_out_texts(
+    most_loss: float, refused: bool, small: dict[str, str], tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    path = texts(tmp_path)
+
+    def request(model: str, name: str) -> RunRequest:
+        return RunRequest(
+            recipe=Recipe(
+                model=model,
+                training_file="x",
+                objective=OBJECTIVE,
+                seed=1,
+                max_length=32,
+                data=Data(validation=0.3),
+                hyperparameters=Hyperparameters(n_epochs=2, batch_size=4, learning_rate=0.01),
+                quantization=Quantization(weights="int4" if refused else "int8", most_loss=most_loss),
+            ),
+            training=FileRef(path=path, filename=path.name, sha256=sha256_of(path).sha256, id="x"),
+            validation=None,
+            folder=tmp_path / name,
+            repository=tmp_path / "repository",
+            name=name,
+            backbones=small,
+        )
+
+    if refused:
+        with pytest.raises(JobFailed, match=r"int4: perplexity on \d+ held-out tokens .* Nothing is published"):
+            run(request("small", "tuned"), Recorder())
+        assert names(tmp_path / "repository") == []
+        return
+    made = run(request("small", "tuned"), Recorder())
+    assert made.generation == Generation(
+        context=64, end_token_ids=[END, TURN], chat_template="chat_template.jinja", weights="int8"
+    )
+    assert made.input == TextInput(max_length=64, pad_token_id=END, bos_token_id=BEGIN, eos_token_id=END)
+    assert made.metrics["float32_perplexity"] == pytest.approx(made.metrics["perplexity"], rel=1e-3), "PyTorch's"
+    again = run(request("tuned", "more"), Recorder())
+    assert again.generation == made.generation
+    assert again.metrics["perplexity"] < made.metrics["perplexity"], "it went on from what it had learned"
+    home = tmp_path / "repository"
+    assert (home / "more/1/tokenizer.json").read_bytes() == (home / "tuned/1/tokenizer.json").read_bytes()

@@ -18,14 +18,16 @@ def write_slot_graph(
     kv_heads: int = 2,
     depth: int = 16,
     seed: int = 0,
+    half: bool = False,
 ) -> Path:
-    """The graph of a language model's bundle, without a bundle."""
+    """The graph of a language model's bundle, without a bundle. half: in float16, but for the logits."""
+    dtype, element = (np.float16, TensorProto.FLOAT16) if half else (np.float32, TensorProto.FLOAT)
     random, width = np.random.default_rng(seed), heads * depth
     weights, nodes, past, present = [], [], [], []
 
     def weight(name: str, *shape: int) -> str:
         value = random.standard_normal(shape) / np.sqrt(shape[0])
-        weights.append(numpy_helper.from_array(value.astype(np.float32), name))
+        weights.append(numpy_helper.from_array(value.astype(dtype), name))
         return name
 
     def constant(name: str, value: object, dtype: type) -> str:
@@ -37,9 +39,9 @@ def write_slot_graph(
         return outputs[0]
 
     angles = np.arange(4096)[:, None] / 10000 ** (np.arange(depth // 2) / (depth // 2))
-    cos, sin = constant("cos", np.cos(angles), np.float32), constant("sin", np.sin(angles), np.float32)
+    cos, sin = constant("cos", np.cos(angles), dtype), constant("sin", np.sin(angles), dtype)
     behind = node("Sub", ["length", constant("one", 1, np.int32)], ["behind"])
-    weights.append(numpy_helper.from_array(random.standard_normal((vocabulary, width)).astype(np.float32), "embedding"))
+    weights.append(numpy_helper.from_array(random.standard_normal((vocabulary, width)).astype(dtype), "embedding"))
     x = node("Gather", ["embedding", "token"], ["x"])
     for i in range(layers):
         q, k, v = (
@@ -62,11 +64,12 @@ def write_slot_graph(
         x = node("Add", [x, out], [f"x{i}"])
     flat = node("Reshape", [x, constant("shape", [-1, width], np.int64)], ["flat"])
     chosen = node("Gather", [flat, "asked"], ["chosen"])
-    node("MatMul", [chosen, weight("head", width, vocabulary)], ["logits"])
+    last = node("MatMul", [chosen, weight("head", width, vocabulary)], ["last"])
+    node("Cast", [last], ["logits"], to=TensorProto.FLOAT)
 
     def states(names: list[str]) -> list[onnx.ValueInfoProto]:
         shape = ["batch", kv_heads, "slot", depth]
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+        return [helper.make_tensor_value_info(name, element, shape) for name in names]
 
     inputs = [
         helper.make_tensor_value_info("token", TensorProto.INT64, ["batch", "tokens"]),

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 
 from server.settings import Settings
 from tests.server.chains import publish_language_model, publish_letters, publish_translation
-from tests.server.conftest import Live, message_of, running
+from tests.server.conftest import Live, Start, message_of, running
 
 PERSON = {
     "type": "object",
@@ -173,6 +174,10 @@ def test_json_and_what_a_pattern_matches(client: openai.OpenAI) -> None:
     found = ask(client, model="letters", temperature=1, extra_body={"response_format": form})
     assert re.fullmatch("(cat|dog) [0-9]{3}", found.choices[0].message.content)
     assert found.choices[0].finish_reason == "stop"
+    form = {"type": "choice", "choices": ["gut", "schlecht", "größer"]}
+    drawn = ask(client, model="letters", temperature=1, n=12, extra_body={"response_format": form}).choices
+    assert {choice.message.content for choice in drawn} <= {"gut", "schlecht", "größer"}
+    assert {choice.finish_reason for choice in drawn} == {"stop"}
     assert ask(client, response_format={"type": "text"}).choices[0].message.content == "cat sleeps today"
 
 
@@ -214,6 +219,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"model": "letters", "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
      "response_format", "schema"),
     ({"model": "letters", "response_format": {"type": "regex", "pattern": "(?=x)"}}, "response_format", "regular"),
+    ({"model": "letters", "response_format": {"type": "choice", "choices": []}}, "response_format", "length >= 1"),
     ({"logit_bias": {"the": 1}}, "logit_bias", "'the'"),
     ({"max_completion_tokens": 0}, "max_completion_tokens", ">= 1"),
 ]  # fmt: skip
@@ -302,6 +308,25 @@ def test_a_full_queue_says_when_to_come_back(live: Live, monkeypatch: pytest.Mon
     answer = live.client.post("/v1/chat/completions", json=asked)
     assert "no room" in message_of(answer, 429)
     assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_the_context_is_told_with_the_model(client: openai.OpenAI) -> None:
+    lengths = {model.id: getattr(model, "max_model_len", None) for model in client.models.list()}
+    assert (lengths["tales"], lengths["letters"], lengths["german"]) == (64, 512, None)
+    assert client.models.retrieve("endless").model_dump()["max_model_len"] == 50_000
+
+
+def test_a_server_that_stops_ends_what_it_has_begun(start: Start, tmp_path: Path) -> None:
+    publish_language_model(tmp_path / "repository", "endless", max_length=9_000, ends=False)
+    live = start(generation_context=9_000)
+    asked = {"model": "endless", "messages": user("the"), "stream": True, "max_tokens": 5_000}
+    with live.client.stream("POST", "/v1/chat/completions", json=asked) as response:
+        chunks = response.iter_text()
+        whole = next(chunks)
+        live.server.should_exit = True
+        whole += "".join(chunks)
+    assert whole.endswith("data: [DONE]\n\n")
+    assert '"finish_reason":"length"' in whole
 
 
 def test_a_newer_version_comes_while_an_answer_is_written(live: Live) -> None:

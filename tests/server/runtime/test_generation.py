@@ -563,6 +563,38 @@ def test_a_failing_run_fails_its_sequences_and_the_engine_goes_on(path: Path, al
     run(story)
 
 
+def test_a_sampler_that_fails_takes_no_more_than_its_step_with_it(path: Path, alone: Alone) -> None:
+    async def story() -> None:
+        busy = engine(Watched(path, slots=1))
+        bad, good = busy.submit(order([1], 20, logit_bias={10**6: 1.0})), order([2], 20)
+        other = busy.submit(good)
+        with pytest.raises(RunFailed):
+            await bad.future
+        same(await other.future, await alone(good))
+        await busy.drain()
+        free(busy)
+
+    run(story)
+
+
+def test_rows_whose_prompts_wait_cost_the_others_nothing(path: Path) -> None:
+    """A sequence that is written is behind none whose prompt has not begun to be read."""
+
+    async def story() -> None:
+        model = Watched(path, slots=6)
+        busy = engine(model)
+        busy.pace.chunk = lambda *, writing, reading: 16  # type: ignore[method-assign]
+        model.gate.clear()
+        tickets = [busy.submit(order([i] * 60, 40, logit_bias={END: -100.0})) for i in range(5)]
+        tickets.append(busy.submit(order([9, 8, 7], 40, logit_bias={END: -100.0})))
+        model.gate.set()
+        await asyncio.gather(*(ticket.future for ticket in tickets))
+        widths = [rows for kind, rows in model.runs if kind == "decode"]
+        assert widths[0] == 2
+
+    run(story)
+
+
 def test_a_listener_that_fails_ends_its_own_order(path: Path, alone: Alone) -> None:
     async def story() -> None:
         def broken(number: int, sampled: Sampled) -> None:

@@ -139,6 +139,7 @@ def test_a_choice_is_one_of_its_texts() -> None:
         (lambda g: g.json_schema({"$ref": "http://localhost/schema"}), "does not fetch"),
         (lambda g: g.json_schema({"type": "string", "minLength": 5, "maxLength": 2}), "minLength"),
         (lambda g: g.choice([]), "no texts"),
+        (lambda g: g.json_schema(json.loads('{"items":' * 400 + "{}" + "}" * 400)), "recursion limit"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_and_said(ask: Callable[[Grammars], Grammar], said: str) -> None:

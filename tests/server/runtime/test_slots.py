@@ -109,6 +109,24 @@ def test_rows_on_a_device_are_copied_by_a_graph() -> None:
         np.testing.assert_array_equal(value.numpy(), row[[2, 1, 2]])
 
 
+def test_slots_of_half_the_size(tmp_path: Path) -> None:
+    """The graph says what is in them; logits are float32 all the same."""
+    path = write_slot_graph(tmp_path / "model.onnx", half=True)
+    slots = GraphSlots(path, SETTINGS, context=96)
+    assert slots.dtype == np.float16
+    sequences = [list(prompt) for prompt in PROMPTS]
+    assert slots.prefill_together(0, sequences).dtype == np.float32
+    slots.copy(1, 5, 40)
+    for step in range(3):
+        for sequence in sequences:
+            sequence.append(step)
+        found = slots.decode(np.full(5, step), np.array([len(sequence) for sequence in sequences], np.int32))
+        for row, sequence in zip(found, sequences, strict=True):
+            np.testing.assert_allclose(row, alone(path, sequence), atol=0.05)
+    found_copied = slots.prefill(5, [0, 1, 2], 40, logits=True)
+    np.testing.assert_allclose(found_copied, alone(path, sequences[1]), atol=0.05)
+
+
 def test_another_graph_is_refused(tmp_path: Path) -> None:
     graph = onnx.load(write_slot_graph(tmp_path / "model.onnx"))
     graph.graph.output[1].name = "something"
