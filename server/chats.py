@@ -76,7 +76,7 @@ def order_of(request: ChatRequest, language: LanguageModel) -> Asked:
     wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     tokens = chat_tokens(request.messages, language, generate=True)
     most = room(language, len(tokens), wanted, None, field, "messages")
-    others = (request.top_logprobs or 0) if request.logprobs else 0
+    others = (request.top_logprobs or 0) if request.logprobs else None
     return Asked(tokens, sampling(request, language, max_tokens=most, best_of=None, alternatives=others))
 
 

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 from export.bundle import CHAT_TEMPLATE
 from export.processing.chat import Message, render
 from export.processing.inputs import BadInput, TextInput
+from finetune import trainer
+from finetune.automatic import Chosen
 from finetune.chat_tokens import CHATML, START, ChatTokens, Row
 from finetune.data.chats import Completion, Conversation
 from finetune.data.datasets import open_dataset
@@ -27,13 +29,15 @@ from finetune.objectives.next_token import NextToken
 from finetune.packing import pack
 from finetune.preprocess import Items, prepare
 from finetune.recipe import Data, Hyperparameters, Recipe
-from finetune.run import JobFailed, RunRequest, run
+from finetune.run import Cancelled, JobFailed, RunRequest, run
+from finetune.trainer import FitResult
 from finetune.vocabulary import BOS, EOS, PAD, UNASKED, train_tokenizer
 from models import registry
 from models.backbones.weights import language_of
 from models.network import Network
 from models.spec import LanguageModel, ModelSpec
-from tests.finetune.small import Recorder
+from tests.finetune.small import Recorder, differing, weights
+from tests.finetune.test_language_models import VOCABULARY, items_of, rows
 from tests.finetune.test_run import file
 from tests.models.narrow import TRANSFORMER
 
@@ -337,6 +341,38 @@ def test_packed_texts_have_the_loss_the_gradient_and_the_report_of_texts_row_by_
     assert report(evaluate(network, items, together, 4, lambda: None), items, together).tokens == sum(
         int((row[1:] != UNASKED).sum()) for row in targets
     )
+
+
+def fitted(folder: Path, reporter: Recorder) -> tuple[Network, FitResult]:
+    """A small decoder that learns packed texts."""
+    torch.set_num_threads(1)
+    texts = rows([4 + i * 7 % 23 for i in range(40)])
+    items = items_of(texts)
+    network = network_of(VOCABULARY)
+    result = trainer.fit(
+        network,
+        items.select(np.arange(32)),
+        items.select(np.arange(32, 40)),
+        NextToken(texts, np.ones((VOCABULARY, 2), np.int64), row=48),
+        Recipe(model="small", training_file="small", checkpoint_seconds=0.0, gradient_accumulation=2),
+        Chosen(epochs=3, batch_size=4, learning_rate=0.01),
+        seed=1,
+        run="run",
+        folder=folder,
+        reporter=reporter,
+    )
+    return network, result
+
+
+def test_packed_learning_that_was_interrupted_ends_the_same_in_every_bit(tmp_path: Path) -> None:
+    whole, result = fitted(tmp_path / "whole", Recorder())
+    with pytest.raises(Cancelled):
+        fitted(tmp_path / "killed", Recorder(cancel_at=8))
+    again, resumed = fitted(tmp_path / "killed", Recorder())
+    assert differing(weights(whole), weights(again)) == set()
+    assert resumed.evaluations == result.evaluations
+    losses = [one["validation_loss"] for one in result.evaluations]
+    assert losses[-1] < losses[0]
 
 
 PAIRS = [
