@@ -26,14 +26,22 @@ def blocks(matrix: NDArray[np.float32], bits: int) -> Blocks:
     whole = np.zeros((len(matrix), count * BLOCK), np.float32)
     whole[:, : matrix.shape[1]] = matrix
     pieces = whole.reshape(len(matrix), count, BLOCK)
-    least = np.minimum(pieces.min(axis=2, keepdims=True), 0.0)
-    scales = (np.maximum(pieces.max(axis=2, keepdims=True), 0.0) - least) / np.float32(most)
-    safe = np.where(scales == 0, 1, scales)
-    zeros = np.round(-least / safe)
-    values = np.clip(np.round(pieces / safe) + zeros, 0, most).astype(np.uint8)
-    return Blocks(
-        _packed(values, bits), scales[:, :, 0].astype(np.float32), _packed(zeros[:, :, 0].astype(np.uint8), bits)
-    )
+    scales, zeros = steps(pieces, bits)
+    values = np.clip(np.round(pieces / divisors(scales)[:, :, None]) + zeros[:, :, None], 0, most).astype(np.uint8)
+    return Blocks(packed(values, bits), scales, packed(zeros.astype(np.uint8), bits))
+
+
+def steps(pieces: NDArray[np.float32], bits: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The scale and the zero of each piece [..., numbers], which is a whole number: 0 and all of its numbers are
+    within reach."""
+    least = np.minimum(pieces.min(axis=-1), np.float32(0.0))
+    scales = (np.maximum(pieces.max(axis=-1), np.float32(0.0)) - least) / np.float32(2**bits - 1)
+    return scales, np.round(-least / divisors(scales))
+
+
+def divisors(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What to divide by: a piece of zeros has no scale."""
+    return np.where(scales == 0, np.float32(1.0), scales)
 
 
 def numbers(kept: Blocks, width: int, bits: int) -> NDArray[np.float32]:
@@ -44,7 +52,7 @@ def numbers(kept: Blocks, width: int, bits: int) -> NDArray[np.float32]:
     return found
 
 
-def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """4-bit numbers along the last axis, two in a byte."""
     if bits == 8:
         return values
@@ -52,7 +60,7 @@ def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return even[..., ::2] | (even[..., 1::2] << np.uint8(4))
 
 
-def _unpacked(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def _unpacked(kept: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     if bits == 8:
-        return packed
-    return np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)
+        return kept
+    return np.stack((kept & 15, kept >> 4), axis=-1).reshape(*kept.shape[:-1], -1)

@@ -1,8 +1,9 @@
 """The matrices of a language model's graph in 8 or 4 bits: a quarter of the bytes that every token has to read.
 
-ONNX Runtime's MatMulNBits multiplies by blocks of whole numbers. The table of tokens and the matrix that answers have 8
-bits always: they are what rounding harms most. Where both are one table, it is kept once. What is lost is measured on
-texts that were held out, and where that is too much nothing is kept.
+ONNX Runtime's MatMulNBits multiplies by blocks of whole numbers. In 8 bits they are rounded to the nearest, in 4 so
+that the columns of a matrix make up for each other on some texts (`export.rounding`). The table of tokens and the
+matrix that answers have 8 bits always: they are what rounding harms most. Where both are one table, it is kept once.
+What is lost is measured on texts that were held out, and where that is too much nothing is kept.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.blocks import BLOCK, blocks
+from export.blocks import BLOCK, Blocks, blocks
 from export.decoder import ALIGNMENT, DATA, FUSED
 from export.perplexity import Judged, judge
+from export.rounding import Moments, moments, rounded
 
 # States are rounded to 8 bits as they are multiplied: as floats they are eight times slower, and no better.
 ACCURACY = 4
 TABLE_BITS = 8
 # Smaller matrices gain nothing.
 SMALLEST = 2**10
+# Of memory, for the moments of states; the texts are read once for as many matrices as there is room for.
+MOMENT_BYTES = 2**29
 TOLD_SECONDS = 5.0
 BITS = {"int8": 8, "int4": 4}
 
@@ -34,11 +38,12 @@ BITS = {"int8": 8, "int4": 4}
 @dataclass(frozen=True)
 class Quantization:
     """weights: of what kind the matrices become. most_loss: the share that the perplexity on `held_out`, the tokens of
-    texts that nothing was learned from, may rise by."""
+    texts that nothing was learned from, may rise by. usual: the tokens of other texts, which 4 bits are rounded for."""
 
     weights: Literal["int8", "int4"]
     most_loss: float
     held_out: Sequence[NDArray[np.int64]]
+    usual: Sequence[NDArray[np.int64]]
 
 
 class TooMuchLost(ValueError):
@@ -53,7 +58,8 @@ def quantize_judged(path: Path, wanted: Quantization, progress: Callable[[str], 
     if not wanted.held_out:
         raise ValueError(f"{wanted.weights}: there are no held-out texts of two tokens or more to judge it on")
     before = judge(path, wanted.held_out, _now_and_then(progress, "judging float32", "tokens"))
-    quantize(path, BITS[wanted.weights], _now_and_then(progress, f"to {wanted.weights}", "matrices"))
+    usual = wanted.usual if wanted.weights == "int4" else []
+    quantize(path, BITS[wanted.weights], usual, _now_and_then(progress, f"to {wanted.weights}", "matrices"))
     after = judge(path, wanted.held_out, _now_and_then(progress, f"judging {wanted.weights}", "tokens"))
     rise = after.perplexity / before.perplexity - 1.0
     words = (
@@ -90,26 +96,40 @@ def _now_and_then(tell: Callable[[str], None], words: str, what: str) -> Callabl
     return progress
 
 
-def quantize(path: Path, bits: int, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
-    """Put the matrices of the graph at `path` into `bits` bits, 8 or 4, in place. progress: matrices done, and all.
+def quantize(
+    path: Path,
+    bits: int,
+    usual: Sequence[NDArray[np.int64]] = (),
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
+    """Put the matrices of the graph at `path` into `bits` bits, 8 or 4, in place. usual: tokens of texts that they are
+    rounded for; to the nearest number where there are none. progress: matrices done, and all.
 
     The weights are read and written one by one. The old files stay whole until the new ones are.
     """
     model = onnx.load(path, load_external_data=False)
-    data, fresh = path.with_name(path.name + DATA), path.with_name(path.name + ".quantizing")
+    fresh = path.with_name(path.name + ".quantizing")
     with fresh.open("wb") as stream:
-        _Rewriting(model, data, stream, bits, progress).rewrite()
+        _Rewriting(model, path, stream, bits, usual, progress).rewrite()
     onnx.save_model(model, path)
-    fresh.replace(data)
+    fresh.replace(path.with_name(path.name + DATA))
 
 
 class _Rewriting:
     """A graph whose nodes are replaced one by one, and the file that its weights go to."""
 
     def __init__(
-        self, model: onnx.ModelProto, data: Path, stream: BinaryIO, bits: int, progress: Callable[[int, int], None]
+        self,
+        model: onnx.ModelProto,
+        path: Path,
+        stream: BinaryIO,
+        bits: int,
+        usual: Sequence[NDArray[np.int64]],
+        progress: Callable[[int, int], None],
     ) -> None:
-        self.graph, self.data, self.stream, self.bits, self.progress = model.graph, data, stream, bits, progress
+        self.graph, self.path, self.stream, self.bits = model.graph, path, stream, bits
+        self.usual, self.progress = usual, progress
+        self.data = path.with_name(path.name + DATA)
         self.before = {one.name: one for one in model.graph.initializer}
         self.after: dict[str, TensorProto] = {}
 
@@ -118,9 +138,16 @@ class _Rewriting:
         products = [node for node in nodes if node.op_type == "MatMul" and self._large(node.input[1])]
         answer = next((node for node in products if node.output[0] == "logits"), None)
         replaced: dict[str, list[onnx.NodeProto]] = {}
-        for done, node in enumerate(products):
-            self.progress(done, len(products))
-            replaced[node.name] = self._product(node, TABLE_BITS if node is answer else self.bits)
+        for group in self._groups([node for node in products if node is not answer]):
+            found: Moments = {}
+            if self.usual:
+                states = list(dict.fromkeys(node.input[0] for node in group))
+                found = moments(self.path, states, self.usual, lambda: self.progress(len(replaced), len(products)))
+            for node in group:
+                self.progress(len(replaced), len(products))
+                replaced[node.name] = self._product(node, self.bits, found)
+        if answer is not None:
+            replaced[answer.name] = self._product(answer, TABLE_BITS, {})
         self.progress(len(products), len(products))
         for node in nodes:
             if node.op_type == "Gather" and node.input[1] == "token" and self._large(node.input[0]):
@@ -133,10 +160,25 @@ class _Rewriting:
         del self.graph.initializer[:]
         self.graph.initializer.extend(self.after.values())
 
-    def _product(self, node: onnx.NodeProto, bits: int) -> list[onnx.NodeProto]:
+    def _groups(self, products: list[onnx.NodeProto]) -> list[list[onnx.NodeProto]]:
+        """So many at once that the moments of their states fit into the memory that is for them."""
+        found: list[list[onnx.NodeProto]] = []
+        room = 0
+        for node in products:
+            size = 4 * int(self.before[node.input[1]].dims[0]) ** 2
+            if not found or room < size:
+                found.append([])
+                room = MOMENT_BYTES
+            found[-1].append(node)
+            room -= size
+        return found
+
+    def _product(self, node: onnx.NodeProto, bits: int, found: Moments) -> list[onnx.NodeProto]:
         states, weight = node.input
         width, out = self.before[weight].dims
-        inputs = [states, *self._blocks(weight, self._values(weight).T, bits)]
+        matrix = self._values(weight).T
+        kept = rounded(matrix, found[states], bits) if states in found else blocks(matrix, bits)
+        inputs = [states, *self._kept(weight, kept)]
         return [
             _node("MatMulNBits", inputs, node, K=width, N=out, bits=bits, block_size=BLOCK, accuracy_level=ACCURACY)
         ]
@@ -151,7 +193,7 @@ class _Rewriting:
         if answer is not None and np.array_equal(values, self._values(answer.input[1]).T):
             kept = _names(answer.input[1])
         else:
-            kept = self._blocks(table, values, TABLE_BITS)
+            kept = self._kept(table, blocks(values, TABLE_BITS))
         # One dimension more: the blocks of a row, which then are put side by side.
         column, side_by_side = self._number("column", [0, 0, 1]), self._number("blocks_side_by_side", [0, 0, width])
         flat = [f"{name}.column" for name in kept[1:]]
@@ -173,9 +215,9 @@ class _Rewriting:
             helper.make_node("Reshape", [looked_up, side_by_side], list(node.output), name=node.name),
         ]
 
-    def _blocks(self, weight: str, matrix: NDArray[np.float32], bits: int) -> list[str]:
+    def _kept(self, weight: str, found: Blocks) -> list[str]:
         """The names of a matrix's values, scales and zeros, once they are written."""
-        found, names = blocks(matrix, bits), _names(weight)
+        names = _names(weight)
         parts: tuple[NDArray[Any], ...] = (found.values, found.scales, found.zeros)
         for name, values in zip(names, parts, strict=True):
             self._keep(name, values)

@@ -26,7 +26,7 @@ SAMPLES = 16
 # Modules of Python's library whose documentation is English text that is there on every machine.
 PROSE = ("argparse", "calendar", "collections", "concurrent.futures", "csv", "decimal", "difflib", "doctest",
          "fractions", "gettext", "heapq", "json", "logging", "optparse", "pickle", "random", "shlex", "statistics",
-         "string", "subprocess", "textwrap", "threading", "typing", "urllib.parse", "zipfile")  # fmt: skip
+         "string", "subprocess", "textwrap", "threading", "urllib.parse", "zipfile")  # fmt: skip
 # Characters.
 PAGE = 2_000
 # Tokens of each text that PyTorch and ONNX Runtime are compared on, and of all that quantized weights are judged on.
@@ -50,8 +50,8 @@ def export_backbone(
 
     EfficientNet-Lite0 answers the 1,000 classes of ImageNet, a decoder the next token, every other backbone its feature
     vector. kept_as: what the matrices of a decoder become, judged by the perplexity on texts that are `held_out`, which
-    may rise by the share `most_loss`; None: the documentation of Python's library. Raises ValueError when there is no
-    such backbone, or too much is lost, ParityError when the graph does not agree with PyTorch.
+    may rise by the share `most_loss`; None: half of the documentation of Python's library. Raises ValueError when
+    there is no such backbone, or too much is lost, ParityError when the graph does not agree with PyTorch.
     """
     spec = weights.spec_for(model, backbones)
     if spec.weights is None:
@@ -125,8 +125,9 @@ def _export_decoder(
     processor = TextProcessor(input, language.tokenizer)
     quantization = None
     if kept_as != "float32":
-        texts = held_out(language) if held_out else prose()
-        quantization = Quantization(kept_as, most_loss, _judged(processor.encode(texts)))
+        usual, texts = prose()[::2], held_out(language) if held_out else prose()[1::2]
+        tokens = [_some(processor.encode(one)) for one in (texts, usual)]
+        quantization = Quantization(kept_as, most_loss, *tokens)
     progress("loading the weights")
     network: Network = registry.build(msgspec.structs.replace(spec, task=LanguageModel()))
     weights.load(network, spec.weights, backbones)
@@ -159,7 +160,7 @@ def prose() -> list[str]:
     return [text[:PAGE] for text in found if len(text) >= PAGE // 5]
 
 
-def _judged(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+def _some(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Tokens of texts that have a second one, JUDGED in all."""
     found, left = [], JUDGED
     for row in rows:

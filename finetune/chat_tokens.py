@@ -29,7 +29,7 @@ CHATML = (
 
 @dataclass(frozen=True)
 class Row:
-    """tokens: int64 [tokens]. targets: the same, UNASKED where a token is read and not learned."""
+    """tokens: int32 [tokens]. targets: the same, UNASKED where a token is read and not learned."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -116,5 +116,5 @@ class ChatTokens:
 
 
 def _row(tokens: Sequence[int], learned: Sequence[bool]) -> Row:
-    ids = np.array(tokens, np.int64)
+    ids = np.array(tokens, np.int32)
     return Row(ids, np.where(np.array(learned), ids, UNASKED))

@@ -13,6 +13,7 @@ import torch
 from finetune import origin, preprocess
 from finetune.admission import KIND_OF
 from finetune.bagging import Member
+from finetune.chat_tokens import CHATML
 from finetune.data.datasets import Dataset, open_dataset
 from finetune.data.items import Kind
 from finetune.data.splits import Splits, leakage, split
@@ -78,6 +79,8 @@ def gather(request: RunRequest, start: Origin, joined: bool, section: Objective,
     )
     items = prepare(dataset, folder=request.folder / CACHE / "training")
     remark(tell, request.training, items)
+    if wanted.kind == "chat" and reading.chat_template == CHATML:
+        tell.event("chats are written as ChatML, as those of models without a template of their own")
     learned = partial(learn_from, items, recipe.augmentation.smote)
     validation = items.select(splits.validation)
     if request.validation is not None:

@@ -51,7 +51,7 @@ class Written:
 class Items:
     """Some items of a data set, ready for the graph.
 
-    targets: [items, ...] as `finetune.data.targets` has them; of texts, one int64 [tokens] an item, as objects: those
+    targets: [items, ...] as `finetune.data.targets` has them; of texts, one int [tokens] an item, as objects: those
         that are to be written, or of texts without labels their own.
     lengths: int64 [items], tokens of texts and steps of series; None for the others.
     collate: rows of the data set → graph inputs by name; rows: int64 [items], those of these items.
@@ -200,7 +200,7 @@ def _windows(dataset: Dataset, spec: TextInput, tokenizer: bytes, progress: Call
                 ids.append(spec.eos_token_id)
             longer += len(ids) > spec.max_length
             for start in range(0, len(ids) - 1, spec.max_length - 1):
-                parts.append(np.array(ids[start : start + spec.max_length], np.int64))
+                parts.append(np.array(ids[start : start + spec.max_length], np.int32))
                 owners.append(row)
 
     return _token_items(
@@ -253,7 +253,7 @@ def _token_items(
     owners: Sequence[int],
     remarks: tuple[str, ...],
 ) -> Items:
-    """tokens, learned: int64 [tokens] each, those that are read and those that are to be predicted."""
+    """tokens, learned: int32 [tokens] each, those that are read and those that are to be predicted."""
 
     def collate(rows: np.ndarray) -> Inputs:
         input_ids, attention_mask = pad([tokens[row] for row in rows], spec.pad_token_id, max_length=spec.max_length)

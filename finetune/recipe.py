@@ -180,8 +180,8 @@ class NextToken(Part, frozen=True, kw_only=True, tag="next_token", tag_field="ty
     """Texts without labels: each token from those before it. A language model. A text of more than max_length tokens
     is learned in parts.
 
-    packing: the texts of a batch lie behind each other in as few rows as hold them, none of which sees another: the
-        same loss, without padding that is computed for nothing."""
+    packing: the texts of a batch lie behind each other in as few rows as hold them, and none sees another: the same
+        loss, without padding that is computed for nothing. Without it batches are of texts alike in length."""
 
     packing: bool = True
 

@@ -219,8 +219,9 @@ def publish_judged(
     settled = settle(plan.recipe, lesson.chosen, plan.seed)
     quantization = None
     if (wanted := plan.recipe.quantization) is not None:
-        batches = (held_out.batch(rows) for rows in evaluation_order(len(held_out), PARITY_BATCH))
-        quantization = Quantization(wanted.weights, wanted.most_loss, list(texts_of(batches, MOST_JUDGED)))
+        quantization = Quantization(
+            wanted.weights, wanted.most_loss, texts_in(held_out, MOST_JUDGED), texts_in(material.train, MOST_JUDGED)
+        )
     return publish(
         network,
         name=request.name,
@@ -253,6 +254,12 @@ def publish_judged(
         extra_files={**curves(trained), **lesson.objective.pictures(network, shown), **adapters},
         progress=tell,
     )
+
+
+def texts_in(items: Items, most: int) -> list[np.ndarray]:
+    """The tokens of some items, `most` in all."""
+    batches = (items.batch(rows) for rows in evaluation_order(len(items), PARITY_BATCH))
+    return list(texts_of(batches, most))
 
 
 def published_by(repository: Path, name: str, job_id: str) -> Manifest | None:

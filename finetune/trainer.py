@@ -133,7 +133,8 @@ def fit(
         check()
         epoch, position = divmod(step, epoch_steps)
         if position == 0 or step == first:
-            order = training_order(len(train), step_items, seed, epoch, train.lengths)
+            lengths = None if objective.packs else train.lengths
+            order = training_order(len(train), step_items, seed, epoch, lengths)
             before, held = held, optim.still_frozen(frozen, recipe.transfer, epoch)
             optim.set_mode(network, held)
             if step == first or len(held) != len(before):

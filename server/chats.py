@@ -47,9 +47,9 @@ class Turn(msgspec.Struct):
 
 
 class ChatRequest(SamplingFields, kw_only=True):
-    """OpenAI's request; of our own are top_k, min_p, repetition_penalty, min_tokens, and the response_format
-    {"type": "regex", "pattern": …}. max_completion_tokens: all that the context leaves, unless given; max_tokens is its
-    old name."""
+    """OpenAI's request; of our own are top_k, min_p, repetition_penalty, min_tokens, and the response_formats
+    {"type": "regex", "pattern": …} and {"type": "choice", "choices": […]}. max_completion_tokens: all that the context
+    leaves, unless given; max_tokens is its old name."""
 
     messages: Annotated[list[Turn], msgspec.Meta(min_length=1)]
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -76,7 +76,7 @@ def order_of(request: ChatRequest, language: LanguageModel) -> Asked:
     wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     tokens = chat_tokens(request.messages, language, generate=True)
     most = room(language, len(tokens), wanted, None, field, "messages")
-    others = (request.top_logprobs or 0) if request.logprobs else 0
+    others = (request.top_logprobs or 0) if request.logprobs else None
     return Asked(tokens, sampling(request, language, max_tokens=most, best_of=None, alternatives=others))
 
 

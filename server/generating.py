@@ -64,7 +64,7 @@ def language_of(model: Model) -> LanguageModel:
 
 
 async def answers(exchange: Exchange, model: Model, asked: Sequence[Asked]) -> list[list[Candidate]]:
-    """The candidates of each prompt. Raises as `Exchange.order` does."""
+    """The candidates of each prompt. Raises as `ordered` and Exchange.result do, and ClientGone."""
     async with ordered(exchange, model, asked, [(None, None)] * len(asked)) as (tickets, left):
         whole = asyncio.gather(*(ticket.future for ticket in tickets))
         waited: set[asyncio.Future[Any]] = {whole, left}
@@ -81,7 +81,8 @@ async def ordered(
 ) -> AsyncIterator[tuple[list[Ticket], asyncio.Task[None]]]:
     """Tickets of a request's orders, and a task that ends when the client leaves. With the context they are given up.
 
-    Raises ApiError 400 for more orders than may wait, 429 where there is no room for them now.
+    Raises ApiError 400 for more orders than may ever wait, and for a grammar that cannot be followed to its end, 429
+    where there is no room now.
     """
     tickets: list[Ticket] = []
     left = asyncio.create_task(exchange.left())
@@ -103,7 +104,8 @@ async def ordered(
     finally:
         left.cancel()
         for ticket in tickets:
-            ticket.future.cancel()
+            if not ticket.future.cancel() and not ticket.future.cancelled():
+                ticket.future.exception()  # of several that failed, one is told
 
 
 class Answer:
@@ -127,7 +129,7 @@ class Stream:
         note: Callable[[list[Told]], Any] | None,
     ) -> None:
         """note: log-probabilities of tokens as the events show them; None: they do not."""
-        self.texts, self.ends, self.lines, self.note = language.texts, language.ends, lines, note
+        self.texts, self.lines, self.note = language.texts, lines, note
         self.events: list[bytes] = []
         self.open = sum(one.sampling.n for one in asked)
         self.written = 0

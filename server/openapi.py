@@ -317,8 +317,8 @@ OPERATIONS = (
         tag="inference",
         summary="Answer a chat",
         description="As OpenAI's, from a language model that has a chat template. With response_format the answer is "
-        "JSON, JSON that fits a schema, or what a regular expression matches. With stream=true it comes in pieces, as "
-        "server-sent events, then [DONE]. X-Request-Timeout is the time for the whole answer.",
+        "JSON, JSON that fits a schema, what a regular expression matches, or one of several texts. With stream=true "
+        "it comes in pieces, as server-sent events, then [DONE]. X-Request-Timeout is the time for the whole answer.",
         parameters=[TIMEOUT],
         body=json(ChatRequest),
         example={"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]},

@@ -79,7 +79,7 @@ def orders_of(request: CompletionRequest, language: LanguageModel) -> list[Asked
         most = room(language, len(tokens), request.max_tokens, MAX_TOKENS, "max_tokens", "prompt")
         if most not in by_room:
             by_room[most] = sampling(
-                request, language, max_tokens=most, best_of=request.best_of, alternatives=request.logprobs or 0
+                request, language, max_tokens=most, best_of=request.best_of, alternatives=request.logprobs
             )
         echo = ""
         if request.echo:

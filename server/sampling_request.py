@@ -12,6 +12,9 @@ from server.runtime.grammar import Grammar
 from server.runtime.language import LanguageModel
 from server.runtime.sampling import Sampling
 
+# Below it nothing but the likeliest token would be drawn, and float32 would come to its end.
+COLDEST = 1e-5
+
 Sequences = Annotated[int, msgspec.Meta(ge=1, le=16)]
 Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)]
@@ -45,7 +48,13 @@ class RegexFormat(msgspec.Struct, tag="regex", tag_field="type"):
     pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 
 
-ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat
+class ChoiceFormat(msgspec.Struct, tag="choice", tag_field="type"):
+    """Of our own: the answer is one of these texts."""
+
+    choices: Annotated[list[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1, max_length=1_000)]
+
+
+ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat
 
 
 class StreamOptions(msgspec.Struct):
@@ -66,7 +75,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stop: Stop | Annotated[list[Stop], msgspec.Meta(max_length=4)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=10.0)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=10.0)] | None = None
     logit_bias: Annotated[dict[str, Bias], msgspec.Meta(max_length=300)] | None = None
     min_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
     response_format: ResponseFormat | None = None
@@ -76,7 +85,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
 
 
 def sampling(
-    request: SamplingFields, language: LanguageModel, *, max_tokens: int, best_of: int | None, alternatives: int
+    request: SamplingFields, language: LanguageModel, *, max_tokens: int, best_of: int | None, alternatives: int | None
 ) -> Sampling:
     """What the engine is asked for each prompt of a request. Compiles its grammar, so not for the event loop. Raises
     ApiError naming the field that is wrong."""
@@ -93,7 +102,7 @@ def sampling(
         max_tokens=max_tokens,
         n=n,
         best_of=best_of or n,
-        temperature=given(request.temperature, 1.0),
+        temperature=temperature(request),
         top_k=max(request.top_k or 0, 0),
         top_p=request.top_p or 1.0,
         min_p=request.min_p or 0.0,
@@ -114,8 +123,10 @@ def stops(request: SamplingFields) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def given(value: float | None, usual: float) -> float:
-    return usual if value is None else value
+def temperature(request: SamplingFields) -> float:
+    if request.temperature is None:
+        return 1.0
+    return request.temperature if request.temperature >= COLDEST else 0.0
 
 
 def biases(asked: dict[str, float], vocabulary: int) -> dict[int, float]:
@@ -140,6 +151,8 @@ def grammar(asked: ResponseFormat | None, language: LanguageModel) -> Grammar | 
                 return grammars.json_schema(found.schema)
             case RegexFormat(pattern=pattern):
                 return grammars.regex(pattern)
+            case ChoiceFormat(choices=choices):
+                return grammars.choice(choices)
     except BadInput as error:
         raise wrong("response_format", str(error)) from error
 

@@ -5,6 +5,7 @@ A conversation is {"messages": [{"role", "content", "weight"?}, ...]}, a complet
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,8 +51,9 @@ def open_chats(path: Path, filename: str) -> Lines | None:
     if form_of(filename) != "jsonl":
         return None
     with path.open("rb") as stream:
-        first = [stream.readline(MOST_LINE_BYTES) for _ in range(LOOKED_AT)]
-    return open_lines(path) if any(_has_messages(line.removeprefix(b"\xef\xbb\xbf")) for line in first) else None
+        first = (stream.readline(MOST_LINE_BYTES).removeprefix(codecs.BOM_UTF8) for _ in range(LOOKED_AT))
+        found = any(map(_has_messages, first))
+    return open_lines(path) if found else None
 
 
 def holds_chats(table: Table) -> bool:

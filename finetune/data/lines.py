@@ -6,7 +6,7 @@ import codecs
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ DECODER = msgspec.json.Decoder(dict[str, Any])
 class Lines:
     """starts: int64 [lines + 1], the byte that each line begins with, and the end of the last. Threads may share it."""
 
-    descriptor: int
+    stream: IO[bytes]
     starts: np.ndarray
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Lines:
         start, end = int(self.starts[line]), int(self.starts[line + 1])
         if end - start > MOST_LINE_BYTES:
             raise BadFile(f"the line has {end - start:,} bytes; at most {MOST_LINE_BYTES:,} are taken")
-        return decoded(os.pread(self.descriptor, end - start, start))
+        return decoded(os.pread(self.stream.fileno(), end - start, start))
 
 
 def decoded(line: bytes) -> dict[str, Any]:
@@ -63,4 +63,4 @@ def open_lines(path: Path) -> Lines:
                 starts.append(offset)
     if starts[-1] != offset:
         starts.append(offset)
-    return Lines(os.open(path, os.O_RDONLY), np.array(starts[: filled + 1], np.int64))
+    return Lines(path.open("rb"), np.array(starts[: filled + 1], np.int64))

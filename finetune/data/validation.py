@@ -13,6 +13,7 @@ from finetune import recipe
 from finetune.data.archives import Archive
 from finetune.data.chats import COMPLETION, MESSAGES, PROMPT, holds_chats
 from finetune.data.checked import check
+from finetune.data.datasets import MOST_BROKEN
 from finetune.data.items import Kind, open_file, source_of, unlabelled
 from finetune.data.lines import Lines
 from finetune.data.problems import BadFile, Problem
@@ -28,6 +29,7 @@ MOST_LABELS = 10_000
 NO_CHATS = (
     f"the file holds no conversations: lines of {{{MESSAGES!r}: [...]}}, or columns {PROMPT!r} and {COMPLETION!r}"
 )
+ONLY_CHATS = "the file holds conversations, which the objective chat learns and no other: take a model that can chat"
 NO_CLASSES = f"is no label of classes: it holds lists, or nothing, or more than {MOST_LABELS:,} different values"
 
 
@@ -142,7 +144,16 @@ def usable(report: Report, data: Data, wanted: Wanted | None = None) -> list[str
     """Why a job cannot learn from the file; empty when it can. wanted: classes in the label column when None."""
     wanted = wanted or wanted_of(CrossEntropy(), data)
     if wanted.kind == "chat":
-        return [] if report.kind == "chats" or {PROMPT, COMPLETION} <= {*report.columns} else [NO_CHATS]
+        if report.kind != "chats" and not {PROMPT, COMPLETION} <= {*report.columns}:
+            return [NO_CHATS]
+        items = report.items + report.problem_count
+        if report.kind == "chats" and report.problem_count > MOST_BROKEN * items:
+            first = report.problems[0]
+            told = f"{report.problem_count:,} of {items:,} conversations cannot be used, more than a tenth"
+            return [f"{told}; the first: {first.place}: {first.message}"]
+        return []
+    if report.kind == "chats" and report.columns == [MESSAGES]:
+        return [ONLY_CHATS]
     reasons: list[str] = []
     needed = [column.name for column in wanted.columns] if report.columns else []
     kind = kind_of(report, data, wanted)

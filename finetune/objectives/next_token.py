@@ -23,6 +23,7 @@ class NextToken(TokenPrediction):
         """row: of packed texts, the most tokens of a row; None: each text has a row of its own."""
         super().__init__(train, sizes)
         self.row = row
+        self.packs = row is not None
 
     def asked(self, targets: Tensor) -> Tensor:
         return (targets[:, 1:] >= 0).sum(1)

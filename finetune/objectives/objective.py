@@ -22,6 +22,7 @@ class Objective:
     keeps_last: whether the weights of the last step are the ones to keep, not those with the lowest loss.
     steps_in_round: in a round of several steps each teaches its own part of the network, the others have no gradient.
     calibrates: whether `calibrate` has something to take from a split that was not learned from.
+    packs: whether it lays texts of a batch into common rows, so that those of one need not be alike in length.
     compares: whether `compared` tells how good a network was before it learned.
     """
 
@@ -30,6 +31,7 @@ class Objective:
     keeps_last: bool = False
     steps_in_round: int = 1
     calibrates: bool = False
+    packs: bool = False
     compares: bool = False
 
     def outputs(

@@ -14,6 +14,7 @@ from export import bundle
 from export.bundle import DamagedBundle, Manifest
 from finetune.admission import trainable
 from server.errors import ApiError
+from server.runtime.model import Model
 from server.runtime.repository import Repository, UnknownModel
 from server.settings import Settings
 
@@ -23,7 +24,8 @@ CLASSIFIERS = ("classification", "binary", "multi_label")
 class ModelObject(msgspec.Struct, kw_only=True):
     """OpenAI's model object, and: `status` "served", "published" (not loaded) or "trainable"; `modality`, `task`,
     `version`, the number of `classes`, the held-out `metrics`, a `description`, and of a trainable one the `objectives`
-    that it can learn by, the one first that it learns by when a recipe names none."""
+    that it can learn by, the one first that it learns by when a recipe names none. max_model_len: of a served language
+    model, most tokens of a prompt and its answer."""
 
     id: str
     created: int = 0
@@ -36,6 +38,7 @@ class ModelObject(msgspec.Struct, kw_only=True):
     metrics: dict[str, float] = {}
     description: str = ""
     objectives: list[str] = []
+    max_model_len: int | None = None
     object: str = "model"
 
 
@@ -48,6 +51,12 @@ class ModelDetails(ModelObject, kw_only=True):
 class ModelList(msgspec.Struct, kw_only=True):
     data: list[ModelObject]
     object: str = "list"
+
+
+def served(model: Model) -> ModelObject:
+    found = published(model.manifest, "served")
+    found.max_model_len = None if model.language is None else model.language.context
+    return found
 
 
 def published(manifest: Manifest, status: str) -> ModelObject:
@@ -90,8 +99,7 @@ def trainables(settings: Settings) -> list[ModelObject]:
 def current(state: State) -> list[ModelObject]:
     """What is served in this moment, then what can be fine-tuned."""
     repository: Repository = state.repository
-    served = [published(model.manifest, "served") for _, model in sorted(repository.models.items())]
-    return served + trainables(state.settings)
+    return [served(model) for _, model in sorted(repository.models.items())] + trainables(state.settings)
 
 
 @get("/v1/models", sync_to_thread=False)
@@ -105,14 +113,13 @@ def get_model(state: State, model_id: FromPath[str]) -> ModelDetails:
     """One model; a served one with its manifest: tensors, pre-processing, labels, metrics, parity, lineage."""
     wanted = model_id.lstrip("/")
     try:
-        manifest = state.repository.get(wanted).manifest
+        model: Model = state.repository.get(wanted)
     except UnknownModel as error:
-        for model in trainables(state.settings):
-            if model.id == wanted:
-                return ModelDetails(**msgspec.structs.asdict(model))
+        for one in trainables(state.settings):
+            if one.id == wanted:
+                return ModelDetails(**msgspec.structs.asdict(one))
         raise ApiError(404, str(error), param="model", code="model_not_found") from error
-    served = msgspec.structs.asdict(published(manifest, "served"))
-    return ModelDetails(**served, manifest=msgspec.to_builtins(manifest))
+    return ModelDetails(**msgspec.structs.asdict(served(model)), manifest=msgspec.to_builtins(model.manifest))
 
 
 handlers = [list_models, get_model]

@@ -31,6 +31,7 @@ log = logging.getLogger("espalier.generation")
 
 # How often clients are asked whether they are still there.
 ASKED_SECONDS = 0.25
+SWEPT_SECONDS = 0.02
 # The thread waits so long for another order before it ends; what holds the engine's model then is its owner alone.
 LINGER_SECONDS = 1.0
 
@@ -124,6 +125,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.open: dict[Ticket, None] = {}
         self.asked = 0.0  # when the clients were
+        self.swept = 0.0  # when those that wait were looked through
         self.submitted = 0  # sequences, ever
         self.closed = False
         # Between the loop and the thread.
@@ -231,10 +233,12 @@ class Engine:
         return bool(self.running or self.waiting)
 
     def _drop(self) -> None:
-        """Orders that nobody waits for, or whose time is over."""
+        """Orders that nobody waits for, or whose time is over. Many may wait: they are looked through now and then."""
         now = time.perf_counter()
-        dropped = [ticket for ticket in self.waiting if ticket.over or self._is_over(ticket, now)]
-        if dropped:
+        dropped: list[Ticket] = []
+        if now - self.swept > SWEPT_SECONDS:
+            self.swept = now
+            dropped = [ticket for ticket in self.waiting if self._is_over(ticket, now)]
             self.waiting = deque(ticket for ticket in self.waiting if not ticket.over)
         for stream in self.running:
             if stream.ticket not in dropped and self._is_over(stream.ticket, now):
@@ -246,7 +250,7 @@ class Engine:
 
     def _is_over(self, ticket: Ticket, now: float) -> bool:
         order = ticket.order
-        if not ticket.future.done():
+        if not ticket.over and not ticket.future.done():
             last = order.deadline if not ticket.let_in else order.until
             last = last if order.until is None or last is None else min(last, order.until)
             if last is None or now <= last:
@@ -293,6 +297,10 @@ class Engine:
         """Give slots to those who have waited longest, while there are slots and memory; nobody overtakes."""
         while self.waiting and len(self.running) < self.model.slots:
             ticket = self.waiting[0]
+            if self._is_over(ticket, time.perf_counter()):
+                self.waiting.popleft()
+                self._give_up(ticket, "abort")
+                continue
             if not self._make_room(ticket.places):
                 return
             stream = ticket.streams[ticket.let_in]

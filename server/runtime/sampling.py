@@ -33,7 +33,8 @@ class Sampling:
         multiplied (Keskar et al., 2019). frequency_penalty, presence_penalty: are taken off the logit of a token of
         the answer: the one as often as it occurred, the other once (OpenAI). logit_bias: is added to logits of tokens.
     seed: None: other answers every time. stop: texts that end an answer. alternatives: likeliest tokens to note at
-        every step. min_tokens: so many come before an end. grammar: what the answer has to be.
+        every step, beside the log-probability of the one that was taken; None: that is not asked for either.
+        min_tokens: so many come before an end. grammar: what the answer has to be.
     """
 
     max_tokens: int
@@ -49,19 +50,24 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
-    alternatives: int = 0
+    alternatives: int | None = 0
     min_tokens: int = 0
     grammar: Grammar | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether log-probabilities are needed: asked for, or to tell the best of several answers."""
+        return self.alternatives is not None or self.best_of > 1
 
 
 @dataclass(frozen=True)
 class Sampled:
     """The next token. log_probability: in the model's own distribution, before anything was changed; so are those of
-    `alternatives`, the likeliest tokens, best first."""
+    `alternatives`, the likeliest tokens, best first. 0 and none where nobody needs them."""
 
     token: int
-    log_probability: float
-    alternatives: dict[int, float]
+    log_probability: float = 0.0
+    alternatives: dict[int, float] = field(default_factory=dict)
 
 
 class Sampler:
@@ -137,29 +143,40 @@ class Sampler:
 def sample(samplers: Sequence[Sampler], logits: np.ndarray) -> list[Sampled]:
     """The next token of each sequence, which its sampler takes note of. logits: float32 [sequences, vocabulary], may
     be changed. NaN is the least likely of all. Of equally likely tokens the first is the likeliest."""
-    largest = logits.max(axis=1)
+    likeliest_tokens, largest = peaks(logits)
     if not np.isfinite(largest).all():
         logits = np.nan_to_num(logits, nan=LOWEST)
-        largest = logits.max(axis=1)
-    weights = scaled(logits, 1.0)
-    normalizers = largest + np.log(weights.sum(axis=1))
-    tokens = logits.argmax(axis=1).tolist()
+        likeliest_tokens, largest = peaks(logits)
+    measured = np.flatnonzero([sampler.sampling.measured for sampler in samplers])
+    normalizers = np.zeros(len(logits), np.float32)
+    if len(measured):
+        some = logits if len(measured) == len(logits) else logits[measured]
+        normalizers[measured] = largest[measured] + np.log(scaled(some, 1.0).sum(axis=1))
     found = []
-    for i, sampler in enumerate(samplers):
-        s, row, own, token = sampler.sampling, logits[i], weights[i], tokens[i]
+    for i, (sampler, token) in enumerate(zip(samplers, likeliest_tokens.tolist(), strict=True)):
+        s, row = sampler.sampling, logits[i]
         if sampler.adjusts:
             row = row.copy()
             sampler.adjust(row)
             token = int(row.argmax())
         if sampler.random is not None:
-            if sampler.adjusts or s.temperature != 1.0:
-                own = scaled(row, s.temperature)
-            token = draw(own, survivors(own, s.top_k, s.top_p, s.min_p), sampler.random.random())
-        best = likeliest(logits[i], s.alternatives)
-        others = dict(zip(best.tolist(), (logits[i, best] - normalizers[i]).tolist(), strict=True))
-        found.append(Sampled(token, float(logits[i, token] - normalizers[i]), others))
+            weights = scaled(row, s.temperature)
+            token = draw(weights, survivors(weights, s.top_k, s.top_p, s.min_p), sampler.random.random())
+        found.append(measure(token, logits[i], normalizers[i], s.alternatives or 0) if s.measured else Sampled(token))
         sampler.accept(token)
     return found
+
+
+def peaks(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The likeliest token of each row, and its logit: NaN where the row has one."""
+    tokens = logits.argmax(axis=1)
+    return tokens, logits[np.arange(len(logits)), tokens]
+
+
+def measure(token: int, logits: np.ndarray, normalizer: np.float32, alternatives: int) -> Sampled:
+    best = likeliest(logits, alternatives)
+    others = dict(zip(best.tolist(), (logits[best] - normalizer).tolist(), strict=True))
+    return Sampled(token, float(logits[token] - normalizer), others)
 
 
 def generator(seed: int | None, place: int) -> np.random.Generator:
@@ -214,7 +231,7 @@ def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     share is reached are sorted.
     """
     target = float(weights.sum(dtype=np.float64))
-    places = np.flatnonzero(weights > (1.0 - top_p) * target / len(weights))
+    places = np.flatnonzero(weights >= min((1.0 - top_p) * target / len(weights), float(weights.max())))
     target *= top_p
     found = weights[places]
     bits = found.view(np.int32) >> 16

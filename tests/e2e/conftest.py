@@ -13,6 +13,7 @@ import pytest
 from demo.client import events
 from export import bundle
 from export.bundle import Manifest
+from export.untouched import export_backbone
 from server.settings import Settings
 from tests.server.conftest import Live, running
 
@@ -21,6 +22,14 @@ from tests.server.conftest import Live, running
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     with running(Settings(home=tmp_path_factory.mktemp("home"), port=0, poll_seconds=0.2)) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with SmolLM2-135M-Instruct as "smollm2", exported once for all tests: that takes a minute."""
+    repository = tmp_path_factory.mktemp("smollm2")
+    export_backbone("smollm2-135m-instruct", name="smollm2", repository=repository, backbones={})
+    return repository
 
 
 def published_file(live: Live, filename: str, content: bytes, **recipe: Any) -> Manifest:

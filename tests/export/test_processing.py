@@ -8,8 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from export.processing import answers
 from export.processing.images import decode_image
@@ -157,3 +159,45 @@ def test_top_k_is_in_order_and_no_longer_than_there_are_labels() -> None:
 def test_embeddings_get_unit_length_and_zero_stays_zero() -> None:
     found = answers.normalize(np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
     np.testing.assert_allclose(found, [[0.6, 0.8], [0.0, 0.0]], atol=1e-6)
+
+
+def of_bytes() -> Tokenizer:
+    """Bytes as GPT-2 writes them, some of them merged, and a special token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("h", "e"), ("Ġ", "he"), ("Ã", "©")]
+    vocabulary = {piece: i for i, piece in enumerate([*alphabet, *(a + b for a, b in merges)])}
+    made = Tokenizer(models.BPE(vocabulary, merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken("<end>", special=True)])
+    return made
+
+
+def of_pieces() -> Tokenizer:
+    """Pieces as SentencePiece has them: ▁ for a space, and bytes for what is in no piece."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "h", "e", "▁he", "é"]
+    made = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    made.normalizer = normalizers.Replace(" ", "▁")
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return made
+
+
+@pytest.mark.parametrize("tokenizer", [of_bytes(), of_pieces()])
+@given(text=st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=40) | st.just(" he é <end>"))
+def test_the_bytes_of_tokens_are_those_of_the_text(tokenizer: Tokenizer, text: str) -> None:
+    processor = TextProcessor(TextInput(max_length=7), str(tokenizer.to_str()).encode())
+    tokens = processor.whole(text, special=True)
+    assert b"".join(map(processor.token_bytes, tokens)) == text.encode()
+    assert processor.decode(tokens, special=True) == text
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 5, 6, 23])
+def test_a_whole_text_is_whole_however_long(length: int) -> None:
+    tokenizer = of_bytes()
+    end = tokenizer.token_to_id("<end>")
+    tokenizer.post_processor = processors.TemplateProcessing("<end> <end> $A <end>", special_tokens=[("<end>", end)])
+    processor = TextProcessor(TextInput(max_length=8), str(tokenizer.to_str()).encode())
+    letters = [tokenizer.token_to_id("x")] * length
+    assert processor.whole("x" * length, special=False) == letters
+    assert processor.whole("x" * length, special=True) == [end, end, *letters, end]
+    assert processor.whole("x" * length + "<end>", special=True) == [end, end, *letters, end, end]

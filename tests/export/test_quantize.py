@@ -12,10 +12,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import export.quantize
-from export.blocks import BLOCK, blocks, numbers
+from export.blocks import BLOCK, Blocks, blocks, numbers
 from export.decoder import write_decoder
 from export.perplexity import judge, texts_of
 from export.quantize import Quantization, TooMuchLost, quantize, quantize_judged
+from export.rounding import moments, rounded
 from export.slot_parity import Slots
 from models import registry
 from models.decoder_parts import LanguageNetwork
@@ -106,6 +107,68 @@ def test_the_graph_computes_what_its_blocks_stand_for(
     assert 1e-3 < np.abs(before - after).mean() / before.std() < (0.02 if bits == 8 else 0.4)
 
 
+def test_columns_make_up_for_each_other() -> None:
+    """On states that go together, the answers are missed by less than half as much as by rounding to the nearest."""
+    random = np.random.default_rng(0)
+    width = 3 * BLOCK - 7
+    together = np.exp(-np.abs(np.subtract.outer(np.arange(width), np.arange(width))) / 20)
+    states = (random.normal(size=(500, width)) @ together).astype(np.float32)
+    states[:, 5] = 0.0  # never seen, so that it may be anything
+    matrix = random.normal(size=(40, width)).astype(np.float32)
+    learned, new = states[:400], states[400:]
+
+    def missed(kept: Blocks) -> float:
+        return float(np.square(new @ (numbers(kept, width, 4) - matrix).T).mean())
+
+    kept = rounded(matrix, learned.T @ learned, 4)
+    assert missed(kept) < 0.5 * missed(blocks(matrix, 4))
+    alone = rounded(matrix, np.eye(width, dtype=np.float32), 4)
+    np.testing.assert_array_equal(alone.values, blocks(matrix, 4).values)
+    np.testing.assert_array_equal(alone.zeros, blocks(matrix, 4).zeros)
+
+
+def test_moments_are_those_of_the_states(tmp_path: Path) -> None:
+    network = network_of("llama")
+    path = written(network, tmp_path)
+    before = sorted(file.name for file in tmp_path.iterdir())
+    found = moments(path, ["norm", "gated0"], texts(), lambda: None)
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
+    expected = {"norm": np.zeros((64, 64)), "gated0": np.zeros((96, 96))}
+    decoder = network.get_submodule("decoder.model")
+    for name, module, entering in (("norm", "norm", False), ("gated0", "layers.0.mlp.down_proj", True)):
+
+        def add(_: object, given: tuple[torch.Tensor], answer: torch.Tensor) -> None:
+            states = (given[0] if entering else answer)[0].numpy()  # noqa: B023 - called within this turn
+            expected[name] += states.T @ states  # noqa: B023
+
+        handle = decoder.get_submodule(module).register_forward_hook(add)
+        with torch.no_grad():
+            for text in texts():
+                network(torch.from_numpy(text)[None], torch.ones(1, len(text), dtype=torch.int64))
+        handle.remove()
+    for name, moment in found.items():
+        np.testing.assert_allclose(moment, expected[name], atol=1e-4 * np.abs(expected[name]).max())
+
+
+@pytest.mark.parametrize("room", [2**29, 2**15])
+def test_4_bits_that_are_rounded_for_texts_answer_better_on_others(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few matrices there is memory for at once."""
+    monkeypatch.setattr(export.quantize, "MOMENT_BYTES", room)
+    text, *usual = texts(24)
+
+    def lost(learned: list[np.ndarray]) -> float:
+        path, done = written(network_of("llama"), tmp_path), []
+        before = logits_of(path, text)
+        quantize(path, 4, learned, lambda count, of: done.append((count, of)))
+        assert done[-1] == (9, 9)
+        assert done == sorted(done)
+        return float(np.square(before - logits_of(path, text)).mean())
+
+    assert lost(usual) < 0.9 * lost([])
+
+
 def test_states_of_8_bits_lose_little(tmp_path: Path) -> None:
     path = written(network_of("llama"), tmp_path)
     (text,) = texts(1)
@@ -153,7 +216,7 @@ def test_texts_are_those_of_the_batches_cut_where_there_are_enough() -> None:
 def test_what_is_lost_is_told_and_too_much_is_refused(tmp_path: Path) -> None:
     path = written(network_of("llama"), tmp_path)
     told: list[str] = []
-    figures = quantize_judged(path, Quantization("int8", 0.05, texts()), told.append)
+    figures = quantize_judged(path, Quantization("int8", 0.05, texts(), []), told.append)
     assert figures["int8_perplexity"] == pytest.approx(figures["float32_perplexity"], rel=0.05)
     assert figures["int8_bytes"] < 0.6 * figures["float32_bytes"]
     assert figures["held_out_tokens"] == sum(len(text) - 1 for text in texts())
@@ -161,9 +224,9 @@ def test_what_is_lost_is_told_and_too_much_is_refused(tmp_path: Path) -> None:
     other = written(network_of("llama"), tmp_path)
     with pytest.raises(TooMuchLost, match=r"int4: perplexity .* 1e-08 are allowed\. Nothing is published: take int8"):
         # Of random texts a model that is worse may know more: what it predicts well here are its own likeliest tokens.
-        quantize_judged(other, Quantization("int4", 1e-10, own_texts(other)), told.append)
+        quantize_judged(other, Quantization("int4", 1e-10, own_texts(other), []), told.append)
     with pytest.raises(ValueError, match="no held-out texts"):
-        quantize_judged(other, Quantization("int4", 0.1, []), told.append)
+        quantize_judged(other, Quantization("int4", 0.1, [], texts()), told.append)
 
 
 def own_texts(path: Path) -> list[np.ndarray]:

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 from export.bundle import CHAT_TEMPLATE
 from export.processing.chat import Message, render
 from export.processing.inputs import BadInput, TextInput
+from finetune import trainer
+from finetune.automatic import Chosen
 from finetune.chat_tokens import CHATML, START, ChatTokens, Row
 from finetune.data.chats import Completion, Conversation
 from finetune.data.datasets import open_dataset
@@ -27,12 +29,15 @@ from finetune.objectives.next_token import NextToken
 from finetune.packing import pack
 from finetune.preprocess import Items, prepare
 from finetune.recipe import Data, Hyperparameters, Recipe
-from finetune.run import JobFailed, RunRequest, run
+from finetune.run import Cancelled, JobFailed, RunRequest, run
+from finetune.trainer import FitResult
 from finetune.vocabulary import BOS, EOS, PAD, UNASKED, train_tokenizer
 from models import registry
+from models.backbones.weights import language_of
 from models.network import Network
 from models.spec import LanguageModel, ModelSpec
-from tests.finetune.small import Recorder
+from tests.finetune.small import Recorder, differing, weights
+from tests.finetune.test_language_models import VOCABULARY, items_of, rows
 from tests.finetune.test_run import file
 from tests.models.narrow import TRANSFORMER
 
@@ -72,12 +77,14 @@ def read(template: str | None, *, ends: tuple[int, ...] = (EOS,), spec: TextInpu
     return ChatTokens(spec, TOKENIZER, template, ends)
 
 
-def in_words(row: Row) -> list[tuple[bool, str]]:
+def in_words(row: Row, tokenizer: Tokenizer = READ) -> list[tuple[bool, str]]:
     """The runs of tokens that are learned and that are not, as text."""
     assert len(row.tokens) == len(row.targets)
     assert (row.targets[row.targets != UNASKED] == row.tokens[row.targets != UNASKED]).all()
     runs = groupby(zip(row.tokens.tolist(), row.targets.tolist(), strict=True), lambda pair: pair[1] != UNASKED)
-    return [(learned, READ.decode([token for token, _ in run], skip_special_tokens=False)) for learned, run in runs]
+    return [
+        (learned, tokenizer.decode([token for token, _ in run], skip_special_tokens=False)) for learned, run in runs
+    ]
 
 
 def test_what_the_assistant_says_is_learned_with_the_end_of_its_turn() -> None:
@@ -87,6 +94,74 @@ def test_what_the_assistant_says_is_learned_with_the_end_of_its_turn() -> None:
         (True, "Hello there[EOS]"),
         (False, "\n<|im_start|>user\nBye[EOS]\n<|im_start|>assistant\n"),
         (True, "Bye you[EOS]"),
+        (False, "\n"),
+    ]
+
+
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + "
+    "'<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
+    "{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "end", "asked", "between", "behind"),
+    [
+        (
+            LLAMA3,
+            "<|eot_id|>",
+            "[BOS]<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            [],
+        ),
+        (
+            GEMMA,
+            "<end_of_turn>",
+            "[BOS]<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
+            "\n<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n",
+            [(False, "\n")],
+        ),
+    ],
+)
+def test_published_templates_end_a_turn_by_a_token_of_their_own(
+    template: str, end: str, asked: str, between: str, behind: list[tuple[bool, str]]
+) -> None:
+    tokenizer = train_tokenizer(["user assistant model Hi Hello"] * 3, 340, more=(end,))
+    read_by = Tokenizer.from_str(tokenizer.decode())
+    chats = ChatTokens(SPEC, tokenizer, template, [EOS, read_by.token_to_id(end)])
+    (row,) = chats.rows(chat(" Hi", "Hello there ", "Bye", "Bye you"))
+    expected = [(False, asked), (True, f"Hello there{end}"), (False, between), (True, f"Bye you{end}"), *behind]
+    assert in_words(row, read_by) == expected
+
+
+@pytest.mark.slow
+def test_smollm2_learns_what_its_own_template_writes() -> None:
+    language = language_of("smollm2-135m-instruct", {})
+    spec = TextInput(max_length=128, pad_token_id=language.padding, eos_token_id=language.ends[0])
+    chats = ChatTokens(spec, language.tokenizer, language.chat_template, language.ends)
+    (row,) = chats.rows(chat("Hi", "Hello"))
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    assert in_words(row, chats.processor.tokenizer) == [
+        (
+            False,
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (True, "Hello<|im_end|>"),
         (False, "\n"),
     ]
 
@@ -266,6 +341,38 @@ def test_packed_texts_have_the_loss_the_gradient_and_the_report_of_texts_row_by_
     assert report(evaluate(network, items, together, 4, lambda: None), items, together).tokens == sum(
         int((row[1:] != UNASKED).sum()) for row in targets
     )
+
+
+def fitted(folder: Path, reporter: Recorder) -> tuple[Network, FitResult]:
+    """A small decoder that learns packed texts."""
+    torch.set_num_threads(1)
+    texts = rows([4 + i * 7 % 23 for i in range(40)])
+    items = items_of(texts)
+    network = network_of(VOCABULARY)
+    result = trainer.fit(
+        network,
+        items.select(np.arange(32)),
+        items.select(np.arange(32, 40)),
+        NextToken(texts, np.ones((VOCABULARY, 2), np.int64), row=48),
+        Recipe(model="small", training_file="small", checkpoint_seconds=0.0, gradient_accumulation=2),
+        Chosen(epochs=3, batch_size=4, learning_rate=0.01),
+        seed=1,
+        run="run",
+        folder=folder,
+        reporter=reporter,
+    )
+    return network, result
+
+
+def test_packed_learning_that_was_interrupted_ends_the_same_in_every_bit(tmp_path: Path) -> None:
+    whole, result = fitted(tmp_path / "whole", Recorder())
+    with pytest.raises(Cancelled):
+        fitted(tmp_path / "killed", Recorder(cancel_at=8))
+    again, resumed = fitted(tmp_path / "killed", Recorder())
+    assert differing(weights(whole), weights(again)) == set()
+    assert resumed.evaluations == result.evaluations
+    losses = [one["validation_loss"] for one in result.evaluations]
+    assert losses[-1] < losses[0]
 
 
 PAIRS = [

@@ -125,6 +125,40 @@ def test_the_language_of_a_gguf_file_is_in_its_metadata(tmp_path: Path) -> None:
     assert tokenizer.encode("in 2024").tokens[-4:] != digits[-4:], "its merges would put them together"
 
 
+def test_a_sentencepiece_vocabulary_is_read_from_a_gguf_file(tmp_path: Path) -> None:
+    """As Llama 2 and Mistral have it: what is no token is bytes, and a text begins unless the file says otherwise."""
+    writer = gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
+    writer.add_name("small")
+    for add, value in (
+        (writer.add_block_count, 1),
+        (writer.add_context_length, 64),
+        (writer.add_embedding_length, 32),
+        (writer.add_feed_forward_length, 64),
+        (writer.add_head_count, 4),
+    ):
+        add(value)
+    writer.add_layer_norm_rms_eps(1e-5)
+    words = ["▁", "▁cat", "t", "c", "a", "▁c", "at"]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(names)
+    writer.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(words))])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(words))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = weights.language_of(str(tmp_path))
+    assert (found.beginning, found.ends, found.chat_template) == (1, (2,), None)
+    tokenizer = Tokenizer.from_str(found.tokenizer.decode())
+    encoded = tokenizer.encode("cat é\n")
+    assert encoded.tokens == ["<s>", "▁cat", "▁", "<0xC3>", "<0xA9>", "<0x0A>"]
+    assert tokenizer.decode(encoded.ids) == "cat é\n"
+
+
 def two_files(folder: Path) -> None:
     (folder / "a.gguf").touch()
     (folder / "b.gguf").touch()

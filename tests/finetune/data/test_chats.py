@@ -156,6 +156,8 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path: Path) -> None:
     assert [problem.place for problem in report.problems] == [f"line {41 + i}" for i in range(len(BROKEN))]
     for problem, (_, message) in zip(report.problems, BROKEN, strict=True):
         assert problem.message == message
+    (reason,) = usable(report, Data(), CHATS)
+    assert reason.startswith("25 of 66 conversations cannot be used, more than a tenth; the first: line 41: Input data")
     with pytest.raises(BadFile, match=r"25 of 66 items cannot be used, more than a tenth; the first: line 41"):
         opened(path)
 
@@ -192,9 +194,9 @@ def test_what_is_there_twice_is_told_and_a_question_stays_on_one_side(tmp_path: 
 
 def test_a_file_of_conversations_is_nothing_for_other_objectives_and_says_so(tmp_path: Path) -> None:
     report = inspect(lines(tmp_path, CONVERSATIONS), "chats.jsonl")
-    none = "there is no column {!r}; the columns are 'messages'"
-    assert usable(report, Data(), wanted_of(CrossEntropy(), Data())) == [none.format("label"), none.format("text")]
-    assert usable(report, Data(), NOTHING) == [none.format("text")]
+    for wanted in (wanted_of(CrossEntropy(), Data()), NOTHING):
+        (reason,) = usable(report, Data(), wanted)
+        assert "holds conversations, which the objective chat learns" in reason
     table = lines(tmp_path, [{"text": "a", "label": "b"}, {"text": "c", "label": "d"}], "texts.jsonl")
     (reason,) = usable(inspect(table, table.name), Data(), CHATS)
     assert "holds no conversations" in reason

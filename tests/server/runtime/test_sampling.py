@@ -164,6 +164,19 @@ def test_log_probabilities_are_the_models_own() -> None:
         assert list(chosen.alternatives.values()) == pytest.approx(np.sort(row)[::-1][:4].tolist(), abs=1e-4)
 
 
+def test_what_nobody_needs_is_not_measured_and_changes_no_token() -> None:
+    """Beside rows that are measured, too; several answers are compared, so theirs always are."""
+    logits, seeds = random_logits(9, 9), range(9)
+    wishes = [Sampling(max_tokens=1, seed=seed, top_p=0.9, alternatives=2) for seed in seeds]
+    measured = sample([sampler(wish) for wish in wishes], logits.copy())
+    some = [replace(wish, alternatives=None if seed % 3 else 2) for seed, wish in zip(seeds, wishes, strict=True)]
+    found = sample([sampler(wish) for wish in some], logits.copy())
+    for seed, one, other in zip(seeds, found, measured, strict=True):
+        assert one == (Sampled(other.token) if seed % 3 else other)
+    compared = sample([sampler(replace(wishes[0], alternatives=None, n=2, best_of=2))], logits[:1].copy())[0]
+    assert compared.log_probability == measured[0].log_probability
+
+
 def test_all_tokens_may_be_alternatives() -> None:
     logits = random_logits(6, 1, 70)
     found = one(sampler(Sampling(max_tokens=1, alternatives=100)), logits[0])
@@ -241,3 +254,10 @@ def test_cuts_are_those_of_a_full_sort(vocabulary: int, levels: int) -> None:
         below = weights[order].cumsum(dtype=np.float64)
         last = int(below.searchsorted(p * weights.sum(dtype=np.float64)))
         assert survivors(weights, top_p=p).tolist() == sorted(order[: last + 1].tolist())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("top_p", "count"), [(1e-300, 1), (1e-9, 1), (0.1, 7)])
+def test_one_of_equally_likely_tokens_remains(top_p: float, count: int) -> None:
+    kept = survivors(np.ones(64, np.float32), top_p=top_p)
+    assert kept is not None
+    assert kept.tolist() == list(range(count))
