@@ -12,6 +12,9 @@ from server.runtime.grammar import Grammar
 from server.runtime.language import LanguageModel
 from server.runtime.sampling import Sampling
 
+# Below it nothing but the likeliest token would be drawn, and float32 would come to its end.
+COLDEST = 1e-5
+
 Sequences = Annotated[int, msgspec.Meta(ge=1, le=16)]
 Stop = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2.0, le=2.0)]
@@ -72,7 +75,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     stop: Stop | Annotated[list[Stop], msgspec.Meta(max_length=4)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, msgspec.Meta(gt=0.0, le=10.0)] | None = None
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=10.0)] | None = None
     logit_bias: Annotated[dict[str, Bias], msgspec.Meta(max_length=300)] | None = None
     min_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
     response_format: ResponseFormat | None = None
@@ -99,7 +102,7 @@ def sampling(
         max_tokens=max_tokens,
         n=n,
         best_of=best_of or n,
-        temperature=given(request.temperature, 1.0),
+        temperature=temperature(request),
         top_k=max(request.top_k or 0, 0),
         top_p=request.top_p or 1.0,
         min_p=request.min_p or 0.0,
@@ -120,8 +123,10 @@ def stops(request: SamplingFields) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def given(value: float | None, usual: float) -> float:
-    return usual if value is None else value
+def temperature(request: SamplingFields) -> float:
+    if request.temperature is None:
+        return 1.0
+    return request.temperature if request.temperature >= COLDEST else 0.0
 
 
 def biases(asked: dict[str, float], vocabulary: int) -> dict[int, float]:

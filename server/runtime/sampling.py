@@ -233,7 +233,7 @@ def nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     share is reached are sorted.
     """
     target = float(weights.sum(dtype=np.float64))
-    places = np.flatnonzero(weights > (1.0 - top_p) * target / len(weights))
+    places = np.flatnonzero(weights >= min((1.0 - top_p) * target / len(weights), float(weights.max())))
     target *= top_p
     found = weights[places]
     bits = found.view(np.int32) >> 16

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from server.settings import Settings
 from tests.server.chains import publish_language_model, publish_letters, publish_translation
@@ -29,13 +31,13 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "strict": Tru
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home, port=0, worker=False, generation_context=50_000, generation_slots=4, queue_limit=8)
-    publish_language_model(settings.repository)
-    publish_language_model(settings.repository, "endless", max_length=50_000, ends=False)
-    publish_language_model(settings.repository, "plain", template=None)
-    publish_letters(settings.repository)
-    publish_translation(settings.repository)
-    with running(settings) as server:
+    limits = Settings(home=home, port=0, worker=False, generation_context=50_000, generation_slots=4, queue_limit=8)
+    publish_language_model(limits.repository)
+    publish_language_model(limits.repository, "endless", max_length=50_000, ends=False)
+    publish_language_model(limits.repository, "plain", template=None)
+    publish_letters(limits.repository)
+    publish_translation(limits.repository)
+    with running(limits) as server:
         yield server
 
 
@@ -352,3 +354,68 @@ def test_a_newer_version_comes_while_an_answer_is_written(live: Live) -> None:
     while not engine.closed:
         assert time.perf_counter() < end + 10
         time.sleep(0.01)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+PATTERNS = st.sampled_from(["a{3}", "(", "[a-z]*", "", "\\1", "(?i)x", ".{2,3}$", "^$", "\\p{Lu}"])
+SCHEMAS = st.dictionaries(
+    st.sampled_from(["type", "properties", "items", "enum", "const", "$ref", "anyOf", "maxLength", "pattern"]),
+    ANYTHING | st.sampled_from(["object", "string", "#"]),
+    max_size=3,
+)
+LIKELY: dict[str, st.SearchStrategy[Any]] = {
+    "temperature": st.floats(0, 2),
+    "top_p": st.floats(0, 1),
+    "top_k": st.integers(-1, 300),
+    "min_p": st.floats(0, 1),
+    "n": st.integers(0, 5),
+    "seed": st.integers(),
+    "stop": st.lists(st.text(max_size=2), max_size=5),
+    "presence_penalty": st.floats(-2, 2),
+    "frequency_penalty": st.floats(-2, 2),
+    "repetition_penalty": st.floats(0, 3),
+    "logit_bias": st.dictionaries(st.integers(-1, 260).map(str), st.integers(-100, 100), max_size=3),
+    "min_tokens": st.integers(0, 30),
+    "max_completion_tokens": st.integers(0, 30),
+    "max_tokens": st.integers(0, 600),
+    "logprobs": st.booleans(),
+    "top_logprobs": st.integers(0, 20),
+    "stream_options": st.fixed_dictionaries({"include_usage": st.booleans()}),
+    "response_format": st.one_of(
+        st.fixed_dictionaries({"type": st.just("regex"), "pattern": PATTERNS}),
+        st.fixed_dictionaries(
+            {"type": st.just("json_schema"), "json_schema": st.fixed_dictionaries({"schema": SCHEMAS})}
+        ),
+        st.just({"type": "json_object"}),
+    ),
+    "tools": st.just([]),
+    "user": st.text(max_size=3),
+}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    likely=st.fixed_dictionaries({}, optional=LIKELY),
+    odd=st.dictionaries(st.sampled_from(["messages", *LIKELY]), ANYTHING, max_size=1),
+    turns=st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=9)}),
+        min_size=1,
+        max_size=3,
+    ),
+    stream=st.booleans(),
+)
+def test_whatever_is_asked_is_answered_or_refused(
+    live: Live, likely: dict[str, Any], odd: dict[str, Any], turns: list[Any], stream: bool
+) -> None:
+    body = {"model": "letters", "messages": turns, "stream": stream, "max_tokens": 9, **likely, **odd}
+    answer = live.client.post("/v1/chat/completions", content=json.dumps(body))
+    if answer.status_code != 200:
+        message_of(answer, 400)
+    elif "text/event-stream" in answer.headers["content-type"]:
+        assert answer.text.endswith("data: [DONE]\n\n"), answer.text[-500:]
+    else:
+        assert answer.json()["choices"]

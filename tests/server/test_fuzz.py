@@ -41,7 +41,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     publish_greys(settings.repository)
     publish_translation(settings.repository)
     publish_language_model(settings.repository)
-    publish_letters(settings.repository)
+    publish_letters(settings.repository, "smollm2")  # as the description's examples call it
     with running(settings) as server:
         yield server
 

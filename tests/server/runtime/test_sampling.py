@@ -254,3 +254,10 @@ def test_cuts_are_those_of_a_full_sort(vocabulary: int, levels: int) -> None:
         below = weights[order].cumsum(dtype=np.float64)
         last = int(below.searchsorted(p * weights.sum(dtype=np.float64)))
         assert survivors(weights, top_p=p).tolist() == sorted(order[: last + 1].tolist())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("top_p", "count"), [(1e-300, 1), (1e-9, 1), (0.1, 7)])
+def test_one_of_equally_likely_tokens_remains(top_p: float, count: int) -> None:
+    kept = survivors(np.ones(64, np.float32), top_p=top_p)
+    assert kept is not None
+    assert kept.tolist() == list(range(count))
