@@ -119,7 +119,9 @@ def main() -> None:
                 for contender in there[turn:] + there[:turn]:
                     if contender.takes_part(count, round_):
                         progress.update(task, description=f"{contender.name}, {count} streams")
-                        measured.setdefault((contender.name, count), []).append(contender.measure(batches, tokens))
+                        found = contender.measure(batches, tokens)
+                        measured.setdefault((contender.name, count), []).append(found)
+                        progress.console.print(f"{contender.name}, {count} streams: {found.rate:.0f} tokens/s")
                     progress.advance(task)
     all_figures, all_aims = figures(measured), aims(measured, PEERS)
     order = [contender.name for contender in there]
@@ -143,8 +145,8 @@ def main() -> None:
     )
     console.print(f"{run.minutes:.1f} minutes")
     if options.output is not None:
-        found = {"run": run, "figures": all_figures, "aims": all_aims}
-        options.output.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+        whole = {"run": run, "figures": all_figures, "aims": all_aims}
+        options.output.write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
     if not options.quick:
         pictures = document.pictures(all_figures)
         folder = ROOT / "docs" / document.FOLDER
