@@ -46,12 +46,13 @@ def llama(folder: Path) -> Iterator[Contender]:
     python = peers.environment(LLAMA, folder / "peers")
     model = weights.kept(folder / "weights" / "float32.gguf", weights.float32_gguf)
     threads = ["--n_threads", str(cores()), "--n_threads_batch", str(cores())]
-    flags = ["--model", str(model), *threads, "--n_ctx", "2048", "--interrupt_requests", "false"]
+    float32 = ["--type_k", "0", "--type_v", "0"]  # keys and values, too
+    flags = ["--model", str(model), *threads, *float32, "--n_ctx", "2048", "--interrupt_requests", "false"]
     settings = f"its server, over HTTP; {cores()} threads, GGUF in float32; it serves one request at a time, "
     settings += "which is why 16 streams were measured once and 32 never"
     with listening([str(python), "-m", "llama_cpp.server", *flags], "/v1/models") as port:
         # Many streams take long, one after the other, and their rate is that of one.
-        yield Contender(LLAMA, settings, over_http(port, {"model": "x"}), {16: 1, 32: 0})
+        yield Contender(LLAMA, settings, over_http(port, {"model": "x", "repeat_penalty": 1.0}), {16: 1, 32: 0})
 
 
 @contextmanager
