@@ -177,6 +177,9 @@ def verify(folder: Path) -> Manifest:
     for graph in ("model", *manifest.graphs):
         if f"{graph}.onnx" not in manifest.files:
             raise DamagedBundle(f"{folder / MANIFEST}: lists no {graph}.onnx")
+        # The graph itself says that its weights are in there.
+        if (weights := f"{graph}.onnx.data") not in manifest.files and (folder / weights).exists():
+            raise DamagedBundle(f"{folder / MANIFEST}: lists no {weights}, and there is one")
     return manifest
 
 

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from models.decoder_parts import LanguageNetwork
 
-# Texts that are in slots together; tokens that are compared at most; logits of so many numbers at once.
+# Texts that are in slots together; tokens that are compared, at most, and of a large network only as many as so many
+# products of its parameters allow, but some at least; numbers of all logits that are compared at once.
 TEXTS = 5
-MOST_TOKENS = 2048
+FEWEST_TOKENS, MOST_TOKENS = 64, 2048
+MOST_PRODUCTS = 2**36
 MOST_NUMBERS = 2**24
 # Tokens of a text that come one by one, and in what pieces those before them come.
 DECODED = 4
@@ -75,7 +77,8 @@ def answers(network: LanguageNetwork, path: Path, batches: Iterable[Mapping[str,
     raises for a graph that does not run.
     """
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    reading = _texts(batches, network.context)
+    size = sum(parameter.numel() for parameter in network.parameters())
+    reading = _texts(batches, network.context, min(max(FEWEST_TOKENS, MOST_PRODUCTS // size), MOST_TOKENS))
     while texts := list(islice(reading, TEXTS)):
         lengths = np.array([len(text) for text in texts])
         ids = np.zeros((len(texts), lengths.max()), np.int64)
@@ -96,17 +99,16 @@ def answers(network: LanguageNetwork, path: Path, batches: Iterable[Mapping[str,
             yield Answers(expected, found, lengths.tolist(), rows, "all at once" if together else "in pieces")
 
 
-def _texts(batches: Iterable[Mapping[str, np.ndarray]], context: int) -> Iterator[NDArray[np.int64]]:
-    """One by one, MOST_TOKENS in all, or one text."""
-    read = 0
+def _texts(batches: Iterable[Mapping[str, np.ndarray]], context: int, most: int) -> Iterator[NDArray[np.int64]]:
+    """One by one, of `most` tokens in all."""
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            text = ids[mask > 0][:context]
-            read += len(text)
-            if read > MOST_TOKENS and read > len(text):
-                return
+            text = ids[mask > 0][: min(context, most)]
+            most -= len(text)
             if len(text):
                 yield text
+            if most <= 0:
+                return
 
 
 def _read(

@@ -48,6 +48,7 @@ def adapt(network: Network, section: Lora, frozen: Iterable[nn.Module], base: st
         target_modules=chosen,
         fan_in_fan_out=any(isinstance(linear[name], Conv1D) for name in chosen),
         base_model_name_or_path=base,
+        task_type="CAUSAL_LM" if answering(root) is not None else None,
     )
     peft.inject_adapter_in_model(config, root, ADAPTER)
 
@@ -60,12 +61,16 @@ def adapted(network: Network) -> nn.Module:
 def linear_layers(network: Network, root: nn.Module) -> dict[str, nn.Module]:
     """Of the blocks, by their names in `root`, without the layer that answers by the token."""
     inside = {id(module) for _, block in network.blocks() for module in block.modules()}
-    head = root.get_output_embeddings() if isinstance(root, PreTrainedModel) else None
     return {
         name: module
         for name, module in root.named_modules()
-        if isinstance(module, LINEAR) and id(module) in inside and module is not head
+        if isinstance(module, LINEAR) and id(module) in inside and module is not answering(root)
     }
+
+
+def answering(root: nn.Module) -> nn.Module | None:
+    """The layer of a language model of transformers that makes logits; None in any other model."""
+    return root.get_output_embeddings() if isinstance(root, PreTrainedModel) else None
 
 
 def in_words(layers: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from server.process import cores, memory_bytes
+from server.runtime.huge_pages import huge_pages
 from server.runtime.session import CPU, CUDA, cuda_driver
 from server.runtime.slot_memory import DeviceMemory, HostMemory, SlotMemory
 from server.settings import Settings
@@ -79,11 +80,13 @@ class GraphSlots:
         there = onnxruntime.get_available_providers()
         wanted = settings.providers or ([CUDA, CPU] if cuda_driver() else [CPU])
         usable = [provider for provider in wanted if provider in there] or [CPU]
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=usable)
+        with huge_pages():
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=usable)
         if usable != [CPU] and any(tensor.type == "tensor(float)" for tensor in self.session.get_inputs()):
             # The attention over float32 slots is the CPU's alone: anywhere else they would be copied at every step.
             log.info("%s keeps float32 slots and runs on the CPU", path)
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[CPU])
+            with huge_pages():
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=[CPU])
         self.provider: str = self.session.get_providers()[0]
         inputs = {tensor.name: tensor for tensor in self.session.get_inputs()}
         outputs = {tensor.name: tensor for tensor in self.session.get_outputs()}

@@ -56,6 +56,25 @@ def test_it_is_published_with_its_language(folder: Path, tmp_path: Path) -> None
     assert any("agree on" in words for words in told)
 
 
+def test_weights_beside_the_graph_are_verified_like_the_graph(folder: Path, tmp_path: Path) -> None:
+    made = export_backbone(str(folder), name="small", repository=tmp_path, backbones={})
+    home = tmp_path / "small" / "1"
+    weights_of_graph = home / "model.onnx.data"
+    whole = weights_of_graph.read_bytes()
+    assert made.files["model.onnx.data"].bytes == len(whole)
+    weights_of_graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(bundle.DamagedBundle, match=r"model\.onnx\.data: sha256"):
+        bundle.verify(home)
+    weights_of_graph.unlink()
+    with pytest.raises(bundle.DamagedBundle, match=r"model\.onnx\.data: missing"):
+        bundle.verify(home)
+    weights_of_graph.write_bytes(whole)
+    files = {name: digest for name, digest in made.files.items() if name != weights_of_graph.name}
+    (home / bundle.MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(made, files=files)))
+    with pytest.raises(bundle.DamagedBundle, match=r"lists no model\.onnx\.data"):
+        bundle.verify(home)
+
+
 def test_quantized_weights_are_judged_before_they_are_published(folder: Path, tmp_path: Path) -> None:
     made = export_backbone(str(folder), name="eight", repository=tmp_path, backbones={}, kept_as="int8", most_loss=0.5)
     assert made.generation is not None

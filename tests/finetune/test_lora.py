@@ -27,6 +27,7 @@ from finetune.run import JobFailed, run
 from finetune.run_request import Cancelled, FileRef, RunRequest
 from finetune.trainer import FitResult
 from models import registry
+from models.ensemble import ensemble
 from models.network import Network
 from models.spec import Classification, LanguageModel, ModelSpec, Task
 from tests.finetune.small import Recorder, differing, weights
@@ -84,6 +85,12 @@ def scatter(network: Network) -> None:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=random))
 
 
+def written(files: dict[str, bytes], folder: Path) -> None:
+    for file, content in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "ours"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_begins_as_nothing_and_ends_in_the_weights(name: str, rslora: bool) -> None:
@@ -131,11 +138,9 @@ def test_the_adapter_loads_onto_the_base_in_peft(name: str, tmp_path: Path) -> N
     base.load_state_dict(state)
     lora.adapt(network, Lora(rank=4, targets="all-linear"), [], "some/base")
     scatter(network)
-    for file, content in lora.merge(network).items():
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_bytes(content)
+    written(lora.merge(network), tmp_path)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "some/base"
+    assert (config["base_model_name_or_path"], config["task_type"]) == ("some/base", "CAUSAL_LM")
     loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     ids = torch.randint(0, VOCABULARY, (2, 9))
     with torch.no_grad():
@@ -143,6 +148,38 @@ def test_the_adapter_loads_onto_the_base_in_peft(name: str, tmp_path: Path) -> N
         torch.testing.assert_close(loaded(ids).logits, ours, rtol=1e-5, atol=1e-5)
         with loaded.disable_adapter():
             assert (loaded(ids).logits - ours).abs().max() > 1e-2
+
+
+def test_the_adapter_of_an_encoder_loads_onto_it_too(tmp_path: Path) -> None:
+    network = network_of("bert")
+    base = transformers.BertModel(CONFIGS["bert"], add_pooling_layer=False)
+    inside = "trunk.encoder."
+    base.load_state_dict({n.removeprefix(inside): t for n, t in weights(network).items() if n.startswith(inside)})
+    lora.adapt(network, Lora(rank=4, rslora=True), [], "some/base")
+    scatter(network)
+    written(lora.merge(network), tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    ids = torch.randint(0, VOCABULARY, (2, 9))
+    with torch.no_grad():
+        states = loaded(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        embedding = network.eval()(ids, torch.ones_like(ids))["embedding"]
+    torch.testing.assert_close(states.mean(1), embedding, rtol=1e-5, atol=1e-5)
+
+
+def test_each_network_of_an_ensemble_has_its_own() -> None:
+    members = [network_of("bert", seed) for seed in (1, 2)]
+    for member in members:
+        lora.adapt(member, Lora(rank=2), [], "base")
+        scatter(member)
+    network = ensemble(members, "mean")
+    ids = torch.randint(0, VOCABULARY, (2, 9))
+    with torch.no_grad():
+        before = network.eval()(ids, torch.ones_like(ids))["logits"]
+        files = lora.merge(network)
+        after = network(ids, torch.ones_like(ids))["logits"]
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+    assert {name.partition("/")[0] for name in files} == {"member-01-adapter", "member-02-adapter"}
+    assert not any("lora_" in name for name in network.state_dict())
 
 
 def test_only_named_layers_and_only_in_blocks_that_learn() -> None:

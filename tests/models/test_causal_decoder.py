@@ -258,3 +258,9 @@ def test_nothing_to_compare_is_no_agreement(tmp_path: Path) -> None:
     export_onnx(network, tmp_path, batch(9))
     with pytest.raises(ParityError, match="no samples"):
         check(network, tmp_path, [])
+
+
+def test_of_many_texts_some_are_compared(tmp_path: Path) -> None:
+    network = decoder("llama")
+    export_onnx(network, tmp_path, batch(9))
+    assert check(network, tmp_path, [batch(*[64] * 30)] * 2).samples == slot_parity.MOST_TOKENS // 64
