@@ -2,7 +2,7 @@
 
 The routes are bare ASGI handlers mounted in the Litestar application, for speed; everything else about them (errors,
 OpenAPI, metrics) is as with the typed ones. X-Request-Timeout (seconds) drops a request that has waited longer, with a
-408.
+408; one that writes a text, where it is not done by then.
 """
 
 from __future__ import annotations

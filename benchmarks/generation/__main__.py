@@ -46,12 +46,13 @@ def llama(folder: Path) -> Iterator[Contender]:
     python = peers.environment(LLAMA, folder / "peers")
     model = weights.kept(folder / "weights" / "float32.gguf", weights.float32_gguf)
     threads = ["--n_threads", str(cores()), "--n_threads_batch", str(cores())]
-    flags = ["--model", str(model), *threads, "--n_ctx", "2048", "--interrupt_requests", "false"]
+    float32 = ["--type_k", "0", "--type_v", "0"]  # keys and values, too
+    flags = ["--model", str(model), *threads, *float32, "--n_ctx", "2048", "--interrupt_requests", "false"]
     settings = f"its server, over HTTP; {cores()} threads, GGUF in float32; it serves one request at a time, "
     settings += "which is why 16 streams were measured once and 32 never"
     with listening([str(python), "-m", "llama_cpp.server", *flags], "/v1/models") as port:
         # Many streams take long, one after the other, and their rate is that of one.
-        yield Contender(LLAMA, settings, over_http(port, {"model": "x"}), {16: 1, 32: 0})
+        yield Contender(LLAMA, settings, over_http(port, {"model": "x", "repeat_penalty": 1.0}), {16: 1, 32: 0})
 
 
 @contextmanager
@@ -119,7 +120,9 @@ def main() -> None:
                 for contender in there[turn:] + there[:turn]:
                     if contender.takes_part(count, round_):
                         progress.update(task, description=f"{contender.name}, {count} streams")
-                        measured.setdefault((contender.name, count), []).append(contender.measure(batches, tokens))
+                        found = contender.measure(batches, tokens)
+                        measured.setdefault((contender.name, count), []).append(found)
+                        progress.console.print(f"{contender.name}, {count} streams: {found.rate:.0f} tokens/s")
                     progress.advance(task)
     all_figures, all_aims = figures(measured), aims(measured, PEERS)
     order = [contender.name for contender in there]
@@ -143,8 +146,8 @@ def main() -> None:
     )
     console.print(f"{run.minutes:.1f} minutes")
     if options.output is not None:
-        found = {"run": run, "figures": all_figures, "aims": all_aims}
-        options.output.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+        whole = {"run": run, "figures": all_figures, "aims": all_aims}
+        options.output.write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
     if not options.quick:
         pictures = document.pictures(all_figures)
         folder = ROOT / "docs" / document.FOLDER

@@ -103,11 +103,13 @@ class Sampler:
         """Why the grammar can be followed no further, if so: the answer would not fit it."""
         return self.matcher.failure if self.matcher is not None else None
 
-    @property
-    def adjusts(self) -> bool:
-        """Whether the next logits are to be changed."""
+    def adjusts(self, likeliest: int) -> bool:
+        """Whether the next logits, of which this token is the likeliest, must be changed. That the end may not come
+        yet changes nothing where another is taken anyway."""
+        if self.penalized or self.matcher is not None or len(self.biased):
+            return True
         early = self.generated < self.sampling.min_tokens
-        return early or self.penalized or self.matcher is not None or len(self.biased) > 0
+        return early and (self.random is not None or bool((self.ends == likeliest).any()))
 
     def adjust(self, logits: np.ndarray) -> None:
         """Bias, penalties and masks on float32 [vocabulary], in place. At least one token stays possible."""
@@ -155,7 +157,7 @@ def sample(samplers: Sequence[Sampler], logits: np.ndarray) -> list[Sampled]:
     found = []
     for i, (sampler, token) in enumerate(zip(samplers, likeliest_tokens.tolist(), strict=True)):
         s, row = sampler.sampling, logits[i]
-        if sampler.adjusts:
+        if sampler.adjusts(token):
             row = row.copy()
             sampler.adjust(row)
             token = int(row.argmax())

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.generation.loops.turn import Batch, serve
+from server.runtime.huge_pages import huge_pages
 
 MOST_ROWS = 32
 PLACES = 512
@@ -25,7 +26,8 @@ class Loop:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with huge_pages():  # as the server has them
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         known = {"token", "length", "longest", "asked"}
         caches = [one for one in self.session.get_inputs() if one.name not in known]
         self.caches = {
