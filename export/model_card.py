@@ -183,5 +183,7 @@ def _lineage(manifest: Manifest, licence: str | None) -> str:
     rows += [f"- unlabelled data of the domain to be answered: sha256 `{one}`" for one in lineage.unlabelled_sha256]
     if lineage.recipe is not None:
         rows.append("- recipe: in manifest.json, under `lineage`")
+        if (lineage.recipe.get("transfer") or {}).get("lora"):
+            rows.append("- adapter: merged into the weights, and in `adapter/` for peft, onto the base model")
     rows += [f"- {name} {version}" for name, version in lineage.package_versions.items()]
     return "\n".join(rows)

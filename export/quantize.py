@@ -1,10 +1,10 @@
 """The matrices of a language model's graph in 8 or 4 bits: a quarter of the bytes that every token has to read.
 
 ONNX Runtime's MatMulNBits multiplies by blocks of whole numbers. In 8 bits they are rounded to the nearest, in 4 so
-that the columns of a matrix make up for each other on some texts (`export.rounding`). The table of tokens and the
-matrix that answers have 8 bits always: they are what rounding harms most. Where both are one table, it is kept once.
-What is lost is measured on texts that were held out, and where that is too much nothing is kept. Half precision
-(`export.half`) is judged the same way.
+that the columns of a matrix make up for each other on some texts (`export.rounding`). The table of tokens, the matrix
+that answers, and those of queries, keys and values have 8 bits always: for their size, they are what rounding harms
+most. Where table and answer are one, it is kept once. What is lost is measured on texts that were held out, and where
+that is too much nothing is kept. Half precision (`export.half`) is judged the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from export.rounding import Moments, moments, rounded
 
 # States are rounded to 8 bits as they are multiplied: as floats they are eight times slower, and no better.
 ACCURACY = 4
-TABLE_BITS = 8
+FINE_BITS = 8
+# How the products are called that become queries, keys and values.
+FINE = "qkv"
 # Smaller matrices gain nothing.
 SMALLEST = 2**10
 # Of memory, for the moments of states; the texts are read once for as many matrices as there is room for.
@@ -143,7 +145,8 @@ class _Rewriting:
         products = [node for node in nodes if node.op_type == "MatMul" and self._large(node.input[1])]
         answer = next((node for node in products if node.output[0] == "logits"), None)
         replaced: dict[str, list[onnx.NodeProto]] = {}
-        for group in self._groups([node for node in products if node is not answer]):
+        fine = [node for node in products if node is answer or node.name.startswith(FINE)]
+        for group in self._groups([node for node in products if node not in fine]):
             found: Moments = {}
             if self.usual:
                 states = list(dict.fromkeys(node.input[0] for node in group))
@@ -151,8 +154,9 @@ class _Rewriting:
             for node in group:
                 self.progress(len(replaced), len(products))
                 replaced[node.name] = self._product(node, self.bits, found)
-        if answer is not None:
-            replaced[answer.name] = self._product(answer, TABLE_BITS, {})
+        for node in fine:
+            self.progress(len(replaced), len(products))
+            replaced[node.name] = self._product(node, FINE_BITS, {})
         self.progress(len(products), len(products))
         for node in nodes:
             if node.op_type == "Gather" and node.input[1] == "token" and self._large(node.input[0]):
@@ -198,7 +202,7 @@ class _Rewriting:
         if answer is not None and np.array_equal(values, self._values(answer.input[1]).T):
             kept = _names(answer.input[1])
         else:
-            kept = self._kept(table, blocks(values, TABLE_BITS))
+            kept = self._kept(table, blocks(values, FINE_BITS))
         # One dimension more: the blocks of a row, which then are put side by side.
         column, side_by_side = self._number("column", [0, 0, 1]), self._number("blocks_side_by_side", [0, 0, width])
         flat = [f"{name}.column" for name in kept[1:]]
@@ -212,7 +216,7 @@ class _Rewriting:
                 [looked_up],
                 name=looked_up,
                 domain=FUSED,
-                bits=TABLE_BITS,
+                bits=FINE_BITS,
                 block_size=BLOCK,
                 gather_axis=0,
                 quantize_axis=2,

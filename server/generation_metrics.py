@@ -23,20 +23,21 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Occupancy(NamedTuple):
-    """What an engine holds at this moment. running: sequences, each in a slot of its own. waiting: those that have
-    none yet. slots: in all. tokens: whose keys and values are in the running ones' slots. context: places of a slot."""
+    """What an engine holds at this moment. running: sequences that have a slot, one each. waiting: those that have none
+    yet. slots: in all. tokens: of the running ones, whose keys and values are there. places: for tokens of sequences
+    that run, in all."""
 
     running: int
     waiting: int
     slots: int
     tokens: int
-    context: int
+    places: int
 
 
 @dataclass(slots=True)
 class Times:
     """Of one sequence, seconds of time.perf_counter. arrived: when its request came, before it was tokenized.
-    scheduled: when it got a slot. first, last: its first and its newest token."""
+    scheduled: when its prompt began to be read. first, last: its first and its newest token."""
 
     arrived: float
     prompt_tokens: int
@@ -68,7 +69,8 @@ class GenerationMetrics:
         self.iteration = family("iteration_tokens")
 
     def begins(self, times: Times, now: float, *, reused: int = 0) -> None:
-        """A sequence got its slot. reused: tokens at the front of its prompt whose keys and values were there."""
+        """The first run for a sequence is about to begin. reused: tokens at the front of its prompt whose keys and
+        values were there."""
         times.scheduled = now
         self.prefix_queries += times.prompt_tokens
         self.prefix_hits += reused
@@ -114,10 +116,10 @@ class Generation:
             "inter_token_latency_seconds": ("between two tokens of a sequence", SECONDS),
             "request_time_per_output_token_seconds": ("mean time between a sequence's tokens", SECONDS),
             "e2e_request_latency_seconds": ("from the request's arrival to a sequence's end", SECONDS),
-            "request_queue_time_seconds": ("from arrival to a slot", SECONDS),
-            "request_prefill_time_seconds": ("from a slot to the first token", SECONDS),
+            "request_queue_time_seconds": ("from arrival to the first run for the sequence", SECONDS),
+            "request_prefill_time_seconds": ("from its first run to its first token", SECONDS),
             "request_decode_time_seconds": ("from the first token to the last", SECONDS),
-            "request_inference_time_seconds": ("from a slot to the last token", SECONDS),
+            "request_inference_time_seconds": ("from its first run to its last token", SECONDS),
             "request_prompt_tokens": ("tokens of a sequence's prompt", TOKENS),
             "request_generation_tokens": ("tokens of a sequence's answer", TOKENS),
             "iteration_tokens": ("tokens that one run of the network computed", TOKENS),
@@ -169,7 +171,7 @@ class Generation:
             "slot_usage_ratio": ("slots in use; 1: all", lambda now: now.running / now.slots),
             "kv_cache_usage_ratio": (
                 "places for keys and values in use; 1: all",
-                lambda now: now.tokens / (now.slots * now.context),
+                lambda now: now.tokens / now.places,
             ),
         }
         for name, (words, value) in gauges.items():

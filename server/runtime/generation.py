@@ -184,8 +184,9 @@ class Engine:
 
     def occupancy(self) -> Occupancy:
         """What is held now; for any thread."""
-        held = int(self.held.filled[: len(self.streams)].sum())
-        return Occupancy(len(self.running), self.submitted - self.let_in, self.model.slots, held, self.model.context)
+        model, held = self.model, int(self.held.filled[: len(self.streams)].sum())
+        places = min(model.tokens, model.slots * model.context)
+        return Occupancy(len(self.running), self.submitted - self.let_in, model.slots, held, places)
 
     async def drain(self) -> None:
         """Wait until every order is answered and its slots are free."""

@@ -97,10 +97,11 @@ def test_the_graph_computes_what_its_blocks_stand_for(
     with torch.no_grad():
         for name, tensor in network.named_parameters():
             if tensor.ndim > 1 and "wpe" not in name:
-                table = "embed" in name or "wte" in name or "lm_head" in name
+                layer = name.split(".")[-2]
+                fine = layer in ("embed_tokens", "wte", "lm_head", "q_proj", "k_proj", "v_proj", "c_attn")
                 turned = "c_attn" in name or "c_fc" in name or "c_proj" in name
                 values = (tensor.T if turned else tensor).contiguous().numpy()
-                rounded = numbers(blocks(values, 8 if table else bits), values.shape[1], 8 if table else bits)
+                rounded = numbers(blocks(values, 8 if fine else bits), values.shape[1], 8 if fine else bits)
                 tensor.copy_(torch.from_numpy(rounded.T if turned else rounded))
         whole = network(torch.from_numpy(text)[None], torch.ones(1, len(text), dtype=torch.int64))["logits"][0].numpy()
     np.testing.assert_allclose(after, whole, atol=1e-4 * np.abs(whole).max())

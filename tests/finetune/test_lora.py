@@ -329,6 +329,8 @@ def test_a_whole_job_publishes_the_merged_network_and_the_adapter_beside_it(tmp_
     whole = count + sum(t.numel() for t in before.values())
     assert f"{100 * count / whole:.1f} % of {whole:,} parameters learn" in reporter.messages()
     assert manifest.metrics["perplexity"] < 300
+    assert "in `adapter/` for peft" in (folder / "MODEL_CARD.md").read_text()
+    assert "adapter" not in (tmp_path / "repository" / "base" / "1" / "MODEL_CARD.md").read_text()
 
 
 @pytest.mark.parametrize(

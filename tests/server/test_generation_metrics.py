@@ -98,12 +98,12 @@ def test_an_answer_of_one_token_has_no_time_between_tokens() -> None:
 
 def test_gauges_are_asked_at_every_scrape_until_the_model_is_retired() -> None:
     metrics = Metrics()
-    now = [Occupancy(running=3, waiting=2, slots=4, tokens=100, context=50)]
+    now = [Occupancy(running=3, waiting=2, slots=4, tokens=100, places=200)]
     metrics.generation.of("tales", "3").occupancy = lambda: now[0]
     found = scrape(metrics)
     assert (found["sequences_running"], found["sequences_waiting"]) == (3, 2)
     assert (found["slot_usage_ratio"], found["kv_cache_usage_ratio"]) == (0.75, 0.5)
-    now[0] = Occupancy(running=0, waiting=0, slots=4, tokens=0, context=50)
+    now[0] = Occupancy(running=0, waiting=0, slots=4, tokens=0, places=200)
     assert scrape(metrics)["kv_cache_usage_ratio"] == 0
     metrics.generation.retire("tales", "3")
     assert "sequences_running" not in scrape(metrics)
