@@ -97,7 +97,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     context: int
     end_token_ids: list[int]
     chat_template: str | None = None
-    weights: Literal["float32", "int8", "int4"] = "float32"
+    weights: Literal["float32", "float16", "int8", "int4"] = "float32"
 
 
 class Batching(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ ONNX Runtime's MatMulNBits multiplies by blocks of whole numbers. In 8 bits they
 that the columns of a matrix make up for each other on some texts (`export.rounding`). The table of tokens, the matrix
 that answers, and those of queries, keys and values have 8 bits always: for their size, they are what rounding harms
 most. Where table and answer are one, it is kept once. What is lost is measured on texts that were held out, and where
-that is too much nothing is kept.
+that is too much nothing is kept. Half precision (`export.half`) is judged the same way.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.blocks import BLOCK, Blocks, blocks
 from export.decoder import ALIGNMENT, DATA, FUSED
+from export.half import halve
 from export.perplexity import Judged, judge
 from export.rounding import Moments, moments, rounded
 
@@ -43,7 +44,7 @@ class Quantization:
     """weights: of what kind the matrices become. most_loss: the share that the perplexity on `held_out`, the tokens of
     texts that nothing was learned from, may rise by. usual: the tokens of other texts, which 4 bits are rounded for."""
 
-    weights: Literal["int8", "int4"]
+    weights: Literal["float16", "int8", "int4"]
     most_loss: float
     held_out: Sequence[NDArray[np.int64]]
     usual: Sequence[NDArray[np.int64]]
@@ -61,8 +62,11 @@ def quantize_judged(path: Path, wanted: Quantization, progress: Callable[[str], 
     if not wanted.held_out:
         raise ValueError(f"{wanted.weights}: there are no held-out texts of two tokens or more to judge it on")
     before = judge(path, wanted.held_out, _now_and_then(progress, "judging float32", "tokens"))
-    usual = wanted.usual if wanted.weights == "int4" else []
-    quantize(path, BITS[wanted.weights], usual, _now_and_then(progress, f"to {wanted.weights}", "matrices"))
+    if wanted.weights == "float16":
+        halve(path)
+    else:
+        usual = wanted.usual if wanted.weights == "int4" else []
+        quantize(path, BITS[wanted.weights], usual, _now_and_then(progress, f"to {wanted.weights}", "matrices"))
     after = judge(path, wanted.held_out, _now_and_then(progress, f"judging {wanted.weights}", "tokens"))
     rise = after.perplexity / before.perplexity - 1.0
     words = (
@@ -72,7 +76,7 @@ def quantize_judged(path: Path, wanted: Quantization, progress: Callable[[str], 
     if not rise <= wanted.most_loss:  # also true of NaN
         raise TooMuchLost(
             f"{wanted.weights}: {words}; {100 * wanted.most_loss:g} are allowed. Nothing is published: "
-            f"{'take int8, or ' if wanted.weights == 'int4' else ''}allow more (most_loss), or keep float32"
+            f"{'' if wanted.weights == 'int8' else 'take int8, or '}allow more (most_loss), or keep float32"
         )
     progress(f"{words}; {after.bytes / 2**20:,.1f} in place of {before.bytes / 2**20:,.1f} MiB")
     return {**_figures("float32", before), **_figures(wanted.weights, after), "held_out_tokens": float(before.tokens)}

@@ -42,10 +42,10 @@ class Slots:
 
     def __init__(self, session: onnxruntime.InferenceSession, slots: int, size: int) -> None:
         self.session = session
+        past = [value for value in session.get_inputs() if value.name.startswith("past_")]
+        self.dtype = np.float16 if past[0].type == "tensor(float16)" else np.float32
         self.caches = {
-            value.name: np.zeros((slots, value.shape[1], size, value.shape[3]), np.float32)
-            for value in session.get_inputs()
-            if value.name.startswith("past_")
+            value.name: np.zeros((slots, value.shape[1], size, value.shape[3]), self.dtype) for value in past
         }
 
     def run(self, first: int, token: np.ndarray, length: np.ndarray, asked: np.ndarray) -> NDArray[np.float32]:
@@ -56,7 +56,7 @@ class Slots:
             binding.bind_cpu_input(name, np.ascontiguousarray(value))
         for name, cache in self.caches.items():
             rows = cache[first : first + len(token)]
-            place = ("cpu", 0, np.float32, rows.shape, rows.ctypes.data)
+            place = ("cpu", 0, self.dtype, rows.shape, rows.ctypes.data)
             binding.bind_input(name, *place)
             binding.bind_output(f"next_{name}", *place)
         binding.bind_output("logits", "cpu")

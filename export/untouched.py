@@ -32,7 +32,7 @@ PAGE = 2_000
 # Tokens of each text that PyTorch and ONNX Runtime are compared on, and of all that quantized weights are judged on.
 COMPARED, JUDGED = 128, 8192
 
-Weights = Literal["float32", "int8", "int4"]
+Weights = Literal["float32", "float16", "int8", "int4"]
 
 
 def export_backbone(

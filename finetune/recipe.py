@@ -375,10 +375,11 @@ class Transfer(Part, frozen=True, kw_only=True):
 
 
 class Quantization(Part, frozen=True, kw_only=True):
-    """What a language model is published with: matrices in 8 or 4 bits. The weights that training goes on from stay
-    float32. most_loss: the share that the perplexity on the held-out split may rise by, or nothing is published."""
+    """What a language model is published with: matrices in 8 or 4 bits, or everything in float16, which is what runs
+    on a GPU. The weights that training goes on from stay float32. most_loss: the share that the perplexity on the
+    held-out split may rise by, or nothing is published."""
 
-    weights: Literal["int8", "int4"] = "int8"
+    weights: Literal["float16", "int8", "int4"] = "int8"
     most_loss: PositiveFloat = 0.02
 
 

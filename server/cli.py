@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--name", help="name to publish under; the model's own by default")
     export.add_argument(
         "--weights",
-        choices=("float32", "int8", "int4"),
+        choices=("float32", "float16", "int8", "int4"),
         default="float32",
         help="what the matrices of a language model become; nothing is published when it predicts too much worse",
     )
