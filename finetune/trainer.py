@@ -93,7 +93,7 @@ def fit(
     ValueError for a recipe that cannot be followed (unknown block, precision the device does not have, layers that
     cannot be computed again).
     """
-    accelerator = accelerate(recipe.precision, network, some_idle=objective.steps_in_round > 1)
+    accelerator = accelerate(recipe.precision, some_idle=objective.steps_in_round > 1)
     network.to(accelerator.device)
     if network.input_names == ("pixels",):
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which its stub lacks
@@ -199,15 +199,14 @@ def fit(
     )
 
 
-def accelerate(precision: str, network: Network, *, some_idle: bool) -> Accelerator:
+def accelerate(precision: str, *, some_idle: bool) -> Accelerator:
     """An Accelerator of the recipe's precision. some_idle: whether steps leave parts of the network without gradients;
     several processes would wait for those for ever. Raises ValueError when the device does not have the precision."""
     AcceleratorState._reset_state()  # it outlives its Accelerator, and refuses another precision
     device = Accelerator().device
     AcceleratorState._reset_state()
-    parameters = sum(parameter.numel() for parameter in network.parameters())
     idle = DistributedDataParallelKwargs(find_unused_parameters=some_idle)
-    return Accelerator(mixed_precision=automatic.precision(precision, device, parameters), kwargs_handlers=[idle])
+    return Accelerator(mixed_precision=automatic.precision(precision, device), kwargs_handlers=[idle])
 
 
 def gradients(

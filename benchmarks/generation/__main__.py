@@ -80,7 +80,7 @@ def enter(stack: ExitStack, folder: Path, console: Console) -> tuple[list[Conten
     there = [
         Contender(OURS, f"our server, over HTTP; {max(STREAMS)} slots", over_http(port, ours.body(ours.FLOAT32))),
         Contender(INT8, "the same server, weights in int8", over_http(port, ours.body(ours.INT8))),
-        stack.enter_context(loop(BARE, Path(sys.executable), "bare_loop", [graph, threads], decode)),
+        stack.enter_context(loop(BARE, Path(sys.executable), "bare_loop", [graph, threads, str(weights.END)], decode)),
         stack.enter_context(
             loop(TRANSFORMERS, Path(sys.executable), "transformers_loop", [str(checkpoint), threads], decode)
         ),

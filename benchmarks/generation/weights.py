@@ -21,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from models.catalog import package_folder
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# The token that ends its sequences.
+END = 2
 # Where they stay, unless another folder is named; peers, too.
 KEPT = Path(__file__).parents[2] / "build" / "generation"
 

@@ -136,6 +136,7 @@ def test_the_bare_loop_and_transformers_generate_the_same_tokens(tmp_path: Path)
         num_key_value_heads=2,
         max_position_embeddings=128,
         pad_token_id=0,
+        eos_token_id=2,
     )
     model = checkpoints.drawn(config)
     model.save_pretrained(tmp_path / "checkpoint")
@@ -148,7 +149,7 @@ def test_the_bare_loop_and_transformers_generate_the_same_tokens(tmp_path: Path)
     batch = [Prompt("", torch.randint(3, 300, [length], generator=random).tolist()) for length in (5, 20, 11)]
     said = {}
     for module, folder in (("bare_loop", tmp_path), ("transformers_loop", tmp_path / "checkpoint")):
-        with loop(module, Path(sys.executable), module, [str(folder), "1"], str) as contender:
+        with loop(module, Path(sys.executable), module, [str(folder), "1", "2"], str) as contender:
             alone = contender.measure([[prompt] for prompt in batch], 12)
             together = contender.measure([batch], 12)
         assert len(together.answers) == 3

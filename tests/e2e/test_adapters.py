@@ -66,6 +66,7 @@ def test_an_adapter_learns_italian_is_killed_goes_on_and_answers(live: Live, cli
             "name": "italian",
             "transfer": {"lora": {"rank": 16}},
             "max_length": 128,
+            "precision": "bfloat16",
             "data": {"validation": 0.2},
             "checkpoint_seconds": 2,
         },

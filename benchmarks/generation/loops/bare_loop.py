@@ -1,6 +1,7 @@
-"""The ceiling: our graph in a loop without scheduler, sampler and HTTP: python -m … FOLDER THREADS
+"""The ceiling: our graph in a loop without scheduler, sampler and HTTP: python -m … FOLDER THREADS END
 
-Every prompt is read whole, one after the other; then all sequences step together, greedily.
+Every prompt is read whole, one after the other; then all sequences step together, greedily, the token of
+the end left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ PLACES = 512
 class Loop:
     """The session and its caches, float32 [rows, kv_heads, places, head_dim], which it updates in place."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, end: int) -> None:
+        self.end = end
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -33,6 +35,7 @@ class Loop:
         self.caches = {
             one.name: np.zeros((MOST_ROWS, one.shape[1], PLACES, one.shape[3]), np.float32) for one in caches
         }
+        self.logits = np.zeros((MOST_ROWS, self.session.get_outputs()[0].shape[1]), np.float32)
         self.bound: tuple[int, int] | None = None
 
     def run(self, first: int, token: np.ndarray, length: np.ndarray) -> list[int]:
@@ -40,7 +43,8 @@ class Loop:
         rows, tokens = token.shape
         if self.bound != (first, rows):
             self.binding = self.session.io_binding()
-            self.binding.bind_output("logits", "cpu")
+            answered = (rows, self.logits.shape[1])
+            self.binding.bind_output("logits", "cpu", 0, np.float32, answered, self.logits.ctypes.data)
             for name, cache in self.caches.items():
                 place, shape = cache[first:].ctypes.data, (rows, *cache.shape[1:])
                 self.binding.bind_input(name, "cpu", 0, np.float32, shape, place)
@@ -51,7 +55,9 @@ class Loop:
         self.binding.bind_cpu_input("longest", np.array(length.max(), np.int32))
         self.binding.bind_cpu_input("asked", np.arange(rows, dtype=np.int64) * tokens + tokens - 1)
         self.session.run_with_iobinding(self.binding)
-        found: list[int] = self.binding.get_outputs()[0].numpy().argmax(axis=-1).tolist()
+        logits = self.logits[:rows]
+        logits[:, self.end] = -np.inf
+        found: list[int] = logits.argmax(axis=-1).tolist()
         return found
 
     def generate(self, prompts: list[list[int]], tokens: int) -> Batch:
@@ -69,5 +75,6 @@ class Loop:
 
 
 if __name__ == "__main__":
-    folder, threads = Path(sys.argv[1]), int(sys.argv[2])
-    serve(f"{threads} threads; prompts one by one, then steps of all", Loop(folder / "model.onnx", threads).generate)
+    folder, threads, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    loop = Loop(folder / "model.onnx", threads, end)
+    serve(f"{threads} threads; prompts one by one, then steps of all", loop.generate)
