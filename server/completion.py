@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from export.processing.text import TextProcessor
-from server.generating import Told, told
+from server.generating import Asked, Told, told, told_prompt
 from server.growing_text import before
 from server.runtime.decoding import Prompt
 from server.runtime.search import Candidate
@@ -17,11 +18,12 @@ from server.runtime.writer import Writer
 
 class LogProbabilities(msgspec.Struct):
     """Of the model's own distribution, whatever the temperature. top_logprobs: the likeliest tokens, and the one that
-    was taken. text_offset: where each token's text begins."""
+    was taken. None of both for the first token of a prompt, which follows nothing. text_offset: where each token's text
+    begins."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -65,17 +67,28 @@ class Completion(msgspec.Struct, kw_only=True):
 
 
 def continuation(
-    texts: TextProcessor, candidate: Candidate, index: int, echo: str, stops: Sequence[str], logprobs: int | None
+    texts: TextProcessor, candidate: Candidate, index: int, asked: Asked, logprobs: int | None
 ) -> CompletionChoice:
     """An answer of a language model. logprobs: how many other tokens to tell at each; None: no log-probabilities."""
-    noted = None if logprobs is None else log_probabilities(texts, told(texts, candidate, len(echo)), logprobs)
-    return CompletionChoice(echo + before(texts.decode(candidate.tokens), stops), index, noted, candidate.finish_reason)
+    tokens = told_prompt(texts, asked) + told(texts, candidate, len(asked.echo))
+    found = answered(texts, candidate, index, asked.sampling.stop, None)
+    found.logprobs = None if logprobs is None else log_probabilities(texts, tokens, logprobs)
+    found.text = asked.echo + found.text
+    return found
+
+
+def answered(
+    texts: TextProcessor, candidate: Candidate, index: int, stops: Sequence[str], logprobs: int | None
+) -> CompletionChoice:
+    """What was written, alone."""
+    noted = None if logprobs is None else log_probabilities(texts, told(texts, candidate, 0), logprobs)
+    return CompletionChoice(before(texts.decode(candidate.tokens), stops), index, noted, candidate.finish_reason)
 
 
 def translation(
     writer: Writer, prompt: Prompt, index: int, candidate: Candidate, logprobs: int | None
 ) -> CompletionChoice:
-    found = continuation(writer.target, candidate, index, "", prompt.options.stop, logprobs)
+    found = answered(writer.target, candidate, index, prompt.options.stop, logprobs)
     if candidate.attention is not None:
         read = [writer.source.token(token) for token in prompt.tokens]
         said = [writer.target.token(token) for token in candidate.tokens]
@@ -87,11 +100,13 @@ def log_probabilities(texts: TextProcessor, tokens: Sequence[Told], others: int)
     """others: how many tokens were noted at each."""
     top = [
         {texts.token(token): share for token, share in [*one.alternatives.items(), (one.token, one.log_probability)]}
+        if not math.isnan(one.log_probability)
+        else None
         for one in tokens
     ]
     return LogProbabilities(
         [texts.token(one.token) for one in tokens],
-        [one.log_probability for one in tokens],
+        [None if math.isnan(one.log_probability) else one.log_probability for one in tokens],
         top if others else None,
         [one.offset for one in tokens],
     )

@@ -6,6 +6,7 @@ A client that leaves frees its slots at once: its orders are cancelled, streamed
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from server.event_lines import EventLines
 from server.exchange import Exchange, no_room
 from server.growing_text import GrowingText, before
 from server.runtime.batcher import ClientGone, QueueFull
-from server.runtime.generation import Order, Ticket
 from server.runtime.language import LanguageModel
 from server.runtime.model import Model
+from server.runtime.orders import Order, Ticket
 from server.runtime.sampling import Sampled, Sampling
 from server.runtime.search import Candidate
 from server.sampling_request import wrong
@@ -28,15 +29,18 @@ from server.sampling_request import wrong
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt, what is wanted of it, and the text that answers begin with."""
+    """A prompt, what is wanted of it, and the text that answers begin with. scores: of the prompt's tokens but the
+    first, once they are known; None: they are not wanted."""
 
     tokens: list[int]
     sampling: Sampling
     echo: str = ""
+    scores: list[Sampled] | None = None
 
 
 class Told(NamedTuple):
-    """One token of an answer as it is told. offset: where its text begins, in characters."""
+    """One token of a text as it is told. log_probability: NaN of the first token of a prompt, which follows nothing.
+    offset: where its text begins, in characters."""
 
     token: int
     log_probability: float
@@ -50,11 +54,22 @@ Ends = Callable[[int, Candidate], None]
 
 def told(texts: TextProcessor, candidate: Candidate, offset: int) -> list[Told]:
     """The tokens of an answer that begins at `offset`."""
-    growing, found = GrowingText(texts.tokenizer, ()), []
     others = candidate.alternatives or [{}] * len(candidate.tokens)
-    for token, share, other in zip(candidate.tokens, candidate.log_probabilities, others, strict=True):
-        found.append(Told(token, share, other, offset + growing.length))
-        growing.add(token)
+    return placed(texts, map(Sampled, candidate.tokens, candidate.log_probabilities, others), offset)
+
+
+def told_prompt(texts: TextProcessor, asked: Asked) -> list[Told]:
+    """The tokens of a prompt that an answer begins with, where their scores are wanted."""
+    if asked.scores is None:
+        return []
+    return placed(texts, [Sampled(asked.tokens[0], math.nan), *asked.scores], 0)
+
+
+def placed(texts: TextProcessor, tokens: Iterable[Sampled], offset: int) -> list[Told]:
+    growing, found = GrowingText(texts.tokenizer, ()), []
+    for one in tokens:
+        found.append(Told(one.token, one.log_probability, one.alternatives, offset + growing.length))
+        growing.add(one.token)
     return found
 
 
@@ -93,7 +108,7 @@ async def ordered(
         until = None if exchange.asked_timeout is None else exchange.start + exchange.asked_timeout
         for one, (heard, done) in zip(asked, listeners, strict=True):
             deadline = exchange.start + exchange.timeout
-            order = Order(one.tokens, one.sampling, deadline, until, None, heard, done, exchange.start)
+            order = Order(one.tokens, one.sampling, deadline, until, None, heard, done, exchange.start, one.scores)
             try:
                 tickets.append(engine.submit(order))
             except QueueFull as error:
@@ -109,12 +124,13 @@ async def ordered(
 
 
 class Answer:
-    """One sequence of a stream."""
+    """One sequence of a stream. echoes: its prompt is still to be told, with its scores."""
 
-    __slots__ = ("growing", "offset", "pending")
+    __slots__ = ("asked", "echoes", "growing", "pending")
 
-    def __init__(self, growing: GrowingText, offset: int) -> None:
-        self.growing, self.offset = growing, offset
+    def __init__(self, growing: GrowingText, asked: Asked) -> None:
+        self.growing, self.asked = growing, asked
+        self.echoes = asked.scores is not None
         self.pending: list[Told] = []
 
 
@@ -143,14 +159,14 @@ class Stream:
         for one in self.asked:
             for place in range(one.sampling.n):
                 growing = GrowingText(self.texts.tokenizer, one.sampling.stop)
-                self.answers[first + place] = Answer(growing, len(one.echo))
+                self.answers[first + place] = Answer(growing, one)
             yield partial(self.heard, first), partial(self.done, first, one)
             first += one.sampling.n
 
     def heard(self, first: int, place: int, sampled: Sampled) -> None:
         answer = self.answers[first + place]
         if self.note is not None:
-            offset = answer.offset + answer.growing.length
+            offset = len(answer.asked.echo) + answer.growing.length
             answer.pending.append(Told(sampled.token, sampled.log_probability, sampled.alternatives, offset))
         if text := answer.growing.add(sampled.token):
             self.say(first + place, answer, text, None)
@@ -164,6 +180,10 @@ class Stream:
 
     def say(self, index: int, answer: Answer, text: str, reason: str | None) -> None:
         noted = None
+        if answer.echoes:
+            answer.echoes = False
+            answer.pending = told_prompt(self.texts, answer.asked) + answer.pending
+            text = answer.asked.echo + text
         if self.note is not None and answer.pending:
             noted, answer.pending = self.note(answer.pending), []
         self.events.append(self.lines.event(index, text, noted, reason))
@@ -202,7 +222,7 @@ async def events(
         first = 0
         for one in asked:
             for index in range(first, first := first + one.sampling.n):
-                if one.echo:
+                if one.echo and one.scores is None:
                     stream.events.append(lines.event(index, one.echo, None, None))
         while stream.open:
             if news := await stream.news():

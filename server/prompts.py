@@ -68,8 +68,6 @@ def orders_of(request: CompletionRequest, language: LanguageModel) -> list[Asked
     for field, words in NOT_CONTINUED.items():
         if getattr(request, field) and (field != "beams" or request.beams != 1):
             raise wrong(field, words)
-    if request.echo and request.logprobs is not None:
-        raise wrong("logprobs", "those of a prompt are not computed; leave out echo, or logprobs")
     texts = language.texts
     found: list[Asked] = []
     # Prompts of the same length share what is asked of them, with its grammar.
@@ -84,7 +82,8 @@ def orders_of(request: CompletionRequest, language: LanguageModel) -> list[Asked
         echo = ""
         if request.echo:
             echo = prompt if isinstance(prompt, str) else texts.decode(tokens)
-        found.append(Asked(tokens, by_room[most], echo))
+        scored = request.echo and request.logprobs is not None
+        found.append(Asked(tokens, by_room[most], echo, [] if scored else None))
     return found
 
 

@@ -63,7 +63,7 @@ async def completions(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]
     found = await answers(exchange, model, asked)
     start = time.perf_counter()
     answer.choices = [
-        continuation(language.texts, candidate, index, one.echo, one.sampling.stop, request.logprobs)
+        continuation(language.texts, candidate, index, one, request.logprobs)
         for index, (one, candidate) in enumerate(
             (one, candidate) for one, candidates in zip(asked, found, strict=True) for candidate in candidates
         )

@@ -21,9 +21,10 @@ import numpy as np
 
 from server.generation_metrics import FinishReason, GenerationMetrics, Occupancy, Times
 from server.runtime.batcher import MOST_PADDING, ClientGone, DeadlinePassed, QueueFull, RunFailed
+from server.runtime.orders import Order, Stream, Ticket
 from server.runtime.pace import Pace
 from server.runtime.prefixes import LEAST_SHARED, HeldTokens
-from server.runtime.sampling import Sampled, Sampler, Sampling, sample
+from server.runtime.sampling import Sampled, Sampler, sample, scores
 from server.runtime.search import TOKENS_A_CHARACTER, Candidate
 from server.runtime.slots import SlotModel
 
@@ -32,70 +33,10 @@ log = logging.getLogger("espalier.generation")
 # How often clients are asked whether they are still there.
 ASKED_SECONDS = 0.25
 SWEPT_SECONDS = 0.02
+# Tokens of a prompt whose logits, each over the whole vocabulary, are in memory together.
+MOST_SCORED = 64
 # The thread waits so long for another order before it ends; what holds the engine's model then is its owner alone.
 LINGER_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Order:
-    """A prompt, and what is wanted of it. Times are on time.perf_counter's clock.
-
-    deadline: it is dropped if it has not begun by then. until: it is dropped if it is not done by then. gone: whether
-    nobody waits any more; asked now and then. heard: told every token that goes into an answer, with the number of the
-    sequence, 0 … best_of - 1. done: told every sequence when it is finished. These three are called on the event loop.
-    arrived: when the request came; None: now.
-    """
-
-    tokens: Sequence[int]
-    sampling: Sampling
-    deadline: float
-    until: float | None = None
-    gone: Callable[[], bool] | None = None
-    heard: Callable[[int, Sampled], None] | None = None
-    done: Callable[[int, Candidate], None] | None = None
-    arrived: float | None = None
-
-
-@dataclass(eq=False, slots=True)
-class Stream:
-    """One sequence of an order. row: where it is, -1 before it begins and when it has left. reading: its prompt is not
-    all computed yet."""
-
-    ticket: Ticket
-    number: int
-    times: Times
-    row: int = -1
-    reading: bool = True
-    ended: bool = False
-    sampler: Sampler | None = None
-    tokens: list[int] = field(default_factory=list)
-    log_probabilities: list[float] = field(default_factory=list)
-    alternatives: list[dict[int, float]] = field(default_factory=list)
-    log_probability: float = 0.0
-
-
-class Ticket:
-    """An order that was taken. `future` gives the candidates, the best first, or raises DeadlinePassed, ClientGone,
-    RunFailed, or BadInput for a grammar that can be followed no further; cancelling it gives its slots back."""
-
-    __slots__ = ("candidates", "future", "let_in", "logits", "order", "over", "prompt", "streams")
-
-    def __init__(self, future: asyncio.Future[list[Candidate]], order: Order) -> None:
-        self.future, self.order = future, order
-        self.prompt = np.array(order.tokens, np.int32)
-        arrived = time.perf_counter() if order.arrived is None else order.arrived
-        self.streams = [Stream(self, i, Times(arrived, len(self.prompt))) for i in range(order.sampling.best_of)]
-        self.candidates: list[Candidate] = []
-        # The rest is the engine's thread's. let_in: streams that got a slot. logits: of what follows the prompt, while
-        # streams have yet to begin with it.
-        self.let_in = 0
-        self.logits: np.ndarray | None = None
-        self.over = False
-
-    @property
-    def places(self) -> int:
-        """That a sequence takes at most."""
-        return len(self.prompt) + self.order.sampling.max_tokens
 
 
 @dataclass(slots=True)
@@ -356,6 +297,8 @@ class Engine:
     def _front(self, ticket: Ticket, shared: int) -> int:
         """How many places of a row that holds so many of the prompt are of use. The last token is computed for its
         logits, unless these are known."""
+        if ticket.order.unscored:
+            return 0
         most = len(ticket.prompt) - (ticket.logits is None)
         return min(shared, most) if shared >= LEAST_SHARED or shared == len(ticket.prompt) else 0
 
@@ -406,7 +349,7 @@ class Engine:
         group = [stream]
         if stream.row < 0:
             self._begin(stream)
-            if not self.held.filled[stream.row]:
+            if not self.held.filled[stream.row] and not stream.ticket.order.unscored:
                 group = self._group(stream, limit)
         logits, left = stream.ticket.logits, self._left(stream)
         if logits is not None and not left:
@@ -420,9 +363,14 @@ class Engine:
                 computed = len(group) * max(len(member.ticket.prompt) for member in group)
             else:
                 computed, place = min(left, limit), int(self.held.filled[stream.row])
+                if stream.ticket.order.unscored:
+                    computed = min(computed, MOST_SCORED)
                 piece = stream.ticket.prompt[place : place + computed]
-                last = self.model.prefill(stream.row, piece, place, logits=computed == left)
-                found = None if last is None else last[None]
+                if stream.ticket.order.unscored:
+                    found = self._score(stream.ticket, stream.row, piece, place)
+                else:
+                    last = self.model.prefill(stream.row, piece, place, logits=computed == left)
+                    found = None if last is None else last[None]
         except Exception as error:  # whatever it is, these sequences have failed and others may not
             self._fail(group, error)
             return
@@ -435,6 +383,17 @@ class Engine:
             self.held.write(member.row, member.ticket.prompt[self.held.filled[member.row] :])
         self._write(group, found, computed)
 
+    def _score(self, ticket: Ticket, row: int, piece: np.ndarray, place: int) -> np.ndarray | None:
+        """Read a piece of a prompt and measure the tokens that follow it there; logits of what follows the prompt,
+        float32 [1, vocabulary], once all of it is read."""
+        order = ticket.order
+        assert order.scores is not None, "an order that is to be scored has them"
+        logits = self.model.score(row, piece, place)
+        after = ticket.prompt[place + 1 : place + 1 + len(piece)]
+        last = logits[len(after) :].copy()
+        order.scores.extend(scores(logits[: len(after)], after, order.sampling.alternatives or 0))
+        return last if len(last) else None
+
     def _group(self, first: Stream, limit: int) -> list[Stream]:
         """Prompts that are read together with that of a stream that has just begun with nothing: the oldest of those
         that begin with nothing, too, alike in length and not in what they begin with."""
@@ -442,6 +401,8 @@ class Engine:
         group, total, longest = [first], len(prompt), len(prompt)
         for stream in [stream for stream in self.reading if stream.row < 0]:
             own = stream.ticket.prompt
+            if stream.ticket.order.unscored:
+                continue
             padded = max(longest, len(own)) * (len(group) + 1)
             if padded > limit or padded - total - len(own) > MOST_PADDING * padded:
                 continue

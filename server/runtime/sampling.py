@@ -169,6 +169,15 @@ def sample(samplers: Sequence[Sampler], logits: np.ndarray) -> list[Sampled]:
     return found
 
 
+def scores(logits: np.ndarray, tokens: np.ndarray, alternatives: int) -> list[Sampled]:
+    """Tokens that are given, not drawn: int64 [places], each by its row of float32 [places, vocabulary], which may be
+    changed."""
+    logits = np.nan_to_num(logits, copy=False, nan=LOWEST)
+    normalizers = logits.max(axis=1) + np.log(scaled(logits, 1.0).sum(axis=1))
+    rows = zip(tokens.tolist(), logits, normalizers, strict=True)
+    return [measure(token, row, normalizer, alternatives) for token, row, normalizer in rows]
+
+
 def peaks(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest token of each row, and its logit: NaN where the row has one."""
     tokens = logits.argmax(axis=1)

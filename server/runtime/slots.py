@@ -49,6 +49,9 @@ class SlotModel(Protocol):
         """Compute `tokens` at places start, start + 1, … of a row that holds `start` places. Logits of what follows the
         last: float32 [vocabulary], where they are asked for."""
 
+    def score(self, row: int, tokens: Sequence[int] | np.ndarray, start: int) -> np.ndarray:
+        """As `prefill`; logits of what follows each of the tokens, float32 [tokens, vocabulary], the caller's own."""
+
     def prefill_together(self, first: int, prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """Compute whole prompts in rows first, first + 1, …, which hold nothing: float32 [prompts, vocabulary]."""
 
@@ -139,6 +142,13 @@ class GraphSlots:
         found = self._read(row, piece, np.array([start + len(tokens)], np.int32), asked)
         return found[0] if logits else None
 
+    def score(self, row: int, tokens: Sequence[int] | np.ndarray, start: int) -> np.ndarray:
+        piece, length = np.asarray(tokens, np.int64)[None], np.array([start + len(tokens)], np.int32)
+        logits = np.empty((len(tokens), self.vocabulary), self.logits_dtype)
+        self.longest[...] = length[0]
+        self.session.run_with_iobinding(self._bind(self._rows(row, 1), piece, length, np.arange(len(tokens)), logits))
+        return logits.astype(np.float32, copy=False)
+
     def prefill_together(self, first: int, prompts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         length = np.array([len(prompt) for prompt in prompts], np.int32)
         rows = np.zeros((len(prompts), int(length.max())), np.int64)
@@ -150,7 +160,8 @@ class GraphSlots:
         n = len(tokens)
         self.token[:n], self.length[:n], self.longest[...] = tokens, lengths, lengths.max()
         if n not in self.steps:
-            self.steps[n] = self._bind(self._bound(0, n), self.token[:n, None], self.length[:n], self.asked[:n])
+            inputs = self.token[:n, None], self.length[:n], self.asked[:n]
+            self.steps[n] = self._bind(self._bound(0, n), *inputs, self.logits)
         self.session.run_with_iobinding(self.steps[n])
         return self._answered(n)
 
@@ -160,20 +171,28 @@ class GraphSlots:
 
     def _read(self, first: int, tokens: np.ndarray, length: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """Logits [asked, vocabulary] of tokens [rows, tokens] in rows first, first + 1, …"""
-        key = (first, len(tokens))
-        if key not in self.bindings:
-            self.bindings[key] = self._bound(*key)
         self.longest[...] = length.max()
-        self.session.run_with_iobinding(self._bind(self.bindings[key], tokens, length, asked))
+        binding = self._rows(first, len(tokens))
+        self.session.run_with_iobinding(self._bind(binding, tokens, length, asked, self.logits))
         return self._answered(len(asked))
 
+    def _rows(self, first: int, rows: int) -> onnxruntime.IOBinding:
+        if (first, rows) not in self.bindings:
+            self.bindings[first, rows] = self._bound(first, rows)
+        return self.bindings[first, rows]
+
     def _bind(
-        self, binding: onnxruntime.IOBinding, token: np.ndarray, length: np.ndarray, asked: np.ndarray
+        self,
+        binding: onnxruntime.IOBinding,
+        token: np.ndarray,
+        length: np.ndarray,
+        asked: np.ndarray,
+        logits: np.ndarray,
     ) -> onnxruntime.IOBinding:
         for name, value in {"token": token, "length": length, "longest": self.longest, "asked": asked}.items():
             binding.bind_cpu_input(name, value)
         shape = (len(asked), self.vocabulary)
-        binding.bind_output("logits", "cpu", 0, self.logits_dtype, shape, self.logits.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, self.logits_dtype, shape, logits.ctypes.data)
         return binding
 
     def _bound(self, first: int, rows: int) -> onnxruntime.IOBinding:

@@ -240,6 +240,7 @@ def joined(events: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
         ("tales", {"n": 3, "seed": 5}),
         ("tales", {"n": 2, "seed": 2, "logprobs": 2, "echo": False}),
         ("tales", {"prompt": ["the", "the dog"], "echo": True, "seed": 1}),
+        ("letters", {"prompt": ["né 猫", "x"], "echo": True, "logprobs": 1, "n": 2, "seed": 1, "max_tokens": 9}),
         ("endless", {"stop": ["today the", "nothing"], "logprobs": 1, "seed": 8, "max_tokens": 9}),
         ("endless", {"stop": "today", "n": 2, "max_tokens": 1, "seed": 1}),
         ("letters", {"n": 4, "seed": 3, "max_tokens": 60, "logprobs": 3}),
@@ -263,8 +264,9 @@ def test_a_stream_amounts_to_the_whole_answer(live: Live, model: str, more: dict
     assert all("usage" not in event for event in events)
 
 
-def test_a_streams_log_probabilities_are_those_of_the_answer(live: Live) -> None:
-    asked = {"prompt": "the", "logprobs": 2, "temperature": 0}
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_streams_log_probabilities_are_those_of_the_answer(live: Live, echo: bool) -> None:
+    asked = {"prompt": "the", "logprobs": 2, "temperature": 0, "echo": echo}
     streamed = joined(stream_of(live, "tales", **asked))[0]["logprobs"]
     assert streamed == ask(live, "tales", **asked)["choices"][0]["logprobs"]
 
@@ -292,6 +294,22 @@ def test_what_sampling_is_asked_for_is_done(live: Live) -> None:
 def test_an_echo_is_the_prompt_and_the_answer(live: Live) -> None:
     assert texts(ask(live, "letters", "né", echo=True, logit_bias={"97": 100}, max_tokens=3)) == ["néaaa"]
     assert texts(ask(live, "letters", [110, 195, 169], echo=True, logit_bias={"97": 100}, max_tokens=3)) == ["néaaa"]
+
+
+def test_a_text_is_scored_by_its_echo_as_it_is_where_it_is_written(live: Live) -> None:
+    written = ask(live, "tales", "the", temperature=0, logprobs=2, max_tokens=2)["choices"][0]
+    text = "the " + written["text"]
+    read = ask(live, "tales", text, echo=True, logprobs=2, max_tokens=1)["choices"][0]
+    found, expected = read["logprobs"], written["logprobs"]
+    assert read["text"].startswith(text)
+    assert found["tokens"][:4] == ["[BOS]", "the", *expected["tokens"]]
+    assert found["token_logprobs"][0] is found["top_logprobs"][0] is None
+    assert found["token_logprobs"][2:4] == pytest.approx(expected["token_logprobs"], abs=1e-4)
+    for one, other in zip(found["top_logprobs"][2:4], expected["top_logprobs"], strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    assert found["text_offset"][:2] == [0, 0]
+    assert found["text_offset"][4:5] in ([], [len(text)])
+    assert len(found["text_offset"]) == len(found["tokens"]) == len(found["token_logprobs"])
 
 
 def test_what_a_model_answers_has_its_fingerprint(live: Live) -> None:
@@ -325,7 +343,6 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("tales", {"prompt": "the", "stop": ""}, "stop", "1"),
     ("tales", {"prompt": "the", "logprobs": 6}, "logprobs", "5"),
     ("tales", {"prompt": "the", "attention": True}, "attention", "none to show"),
-    ("tales", {"prompt": "the", "echo": True, "logprobs": 1}, "logprobs", "not computed"),
     ("tales", {"prompt": "the", "beams": 2}, "beams", "translations"),
     ("german", {"prompt": "the", "echo": True}, "echo", "not offered"),
     ("german", {"prompt": "the", "response_format": {"type": "json_object"}}, "response_format", "not offered"),

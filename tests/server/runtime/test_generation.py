@@ -19,7 +19,8 @@ import pytest
 
 from server.generation_metrics import Generation
 from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed
-from server.runtime.generation import Engine, Order
+from server.runtime.generation import Engine
+from server.runtime.orders import Order
 from server.runtime.sampling import Sampled, Sampling
 from server.runtime.search import Candidate
 from server.runtime.slots import GraphSlots
@@ -65,6 +66,10 @@ class Watched:
         self.ran("prefill", len(tokens))
         assert start + len(tokens) < self.context
         return self.inner.prefill(slot, tokens, start, logits=logits)
+
+    def score(self, slot: int, tokens: np.ndarray, start: int) -> np.ndarray:
+        self.ran("prefill", len(tokens))
+        return self.inner.score(slot, tokens, start)
 
     def prefill_together(self, first: int, prompts: Sequence[np.ndarray]) -> np.ndarray:
         self.ran("together", len(prompts) * max(map(len, prompts)))
@@ -143,6 +148,34 @@ def same(found: Sequence[Candidate], expected: Sequence[Candidate]) -> None:
 def free(found: Engine) -> None:
     """Nothing is in a slot and nothing waits."""
     assert found.occupancy().running == found.occupancy().waiting == found.depth() == len(found.open) == 0
+
+
+def test_scored_prompts_are_read_whole_and_measured_as_what_is_written_is(path: Path, alone: Alone) -> None:
+    """Whatever else is in the batch, and though rows hold their beginnings already."""
+
+    async def story() -> None:
+        random = np.random.default_rng(5)
+        shared = random.integers(8, VOCABULARY, 70).tolist()
+        prompts = [shared + random.integers(8, VOCABULARY, size).tolist() for size in (1, 30, 60)] + [shared[:1]]
+        found = engine(Watched(path))
+        plain = [order(prompt, seed=i, temperature=1.0) for i, prompt in enumerate([*prompts, shared[:9]])]
+        asked = [replace(order(prompt, alternatives=2, n=2, best_of=2), scores=[]) for prompt in prompts]
+        tickets = [found.submit(one) for one in [plain[0], *asked, *plain[1:]]]
+        answers = [await ticket.future for ticket in tickets]
+        for one, candidates in zip([plain[0], *asked, *plain[1:]], answers, strict=True):
+            same(candidates, await alone(replace(one, scores=None)))
+        slots = Watched(path).inner
+        for one in asked:
+            assert one.scores is not None
+            assert [score.token for score in one.scores] == list(one.tokens[1:])
+            logits = slots.score(0, one.tokens, 0).astype(np.float64)
+            shares = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+            for place, score in enumerate(one.scores):
+                assert score.log_probability == pytest.approx(shares[place, score.token], abs=1e-3)
+                assert list(score.alternatives) == np.argsort(-shares[place], kind="stable")[:2].tolist()
+        free(found)
+
+    run(story)
 
 
 def test_greedy_tokens_are_those_of_the_graph_token_by_token(path: Path) -> None:

@@ -20,7 +20,8 @@ from export.processing.chat import Message, render
 from models import registry
 from models.backbones import weights
 from models.spec import LanguageModel, ModelSpec
-from server.runtime.generation import Engine, Order
+from server.runtime.generation import Engine
+from server.runtime.orders import Order
 from server.runtime.sampling import Sampling
 from server.runtime.slots import GraphSlots
 from server.settings import Settings

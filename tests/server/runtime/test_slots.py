@@ -53,6 +53,13 @@ def test_a_prompt_in_chunks_in_any_row_is_the_prompt_at_once(path: Path, slots: 
         np.testing.assert_allclose(found, alone(path, prompt), atol=1e-4)
 
 
+def test_every_token_of_a_prompt_is_scored_by_those_before_it(path: Path, slots: GraphSlots) -> None:
+    prompt = PROMPTS[1]
+    found = np.concatenate([slots.score(3, prompt[start : start + 16], start) for start in range(0, len(prompt), 16)])
+    expected = [alone(path, prompt[: end + 1]) for end in range(len(prompt))]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_new_prompts_of_different_lengths_together_are_each_alone(path: Path, slots: GraphSlots) -> None:
     found = slots.prefill_together(1, PROMPTS)
     np.testing.assert_allclose(found, [alone(path, prompt) for prompt in PROMPTS], atol=1e-4)

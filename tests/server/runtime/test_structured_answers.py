@@ -13,7 +13,8 @@ import pytest
 
 from export.processing.inputs import BadInput
 from finetune.vocabulary import EOS
-from server.runtime.generation import Engine, Order
+from server.runtime.generation import Engine
+from server.runtime.orders import Order
 from server.runtime.sampling import Sampling
 from server.runtime.slots import GraphSlots
 from server.settings import Settings
