@@ -77,8 +77,9 @@ class GenerationMetrics:
 
     def step(self, grown: Iterable[Times], tokens: int, now: float) -> None:
         """A run of the network. grown: sequences that got a token each, be it that of the end. tokens: all that it
-        computed, those of prompts too."""
-        self.iteration.observe(tokens)
+        computed, those of prompts too; 0: one more token by the same run."""
+        if tokens:
+            self.iteration.observe(tokens)
         for times in grown:
             if times.generated_tokens:
                 self.inter_token.observe(now - times.last)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -34,9 +35,10 @@ STREAMS = (1, 4, 16, 32)
 TOKENS = 128
 ROUNDS = 2
 # Prompts of a round at one stream, one after the other.
-ALONE = 2
+ALONE = 4
 GENAI, LLAMA = "onnxruntime-genai", "llama-cpp-python"
 INT8 = f"{OURS}, int8"
+LOOKUP = f"{TRANSFORMERS}, prompt lookup"
 PEERS = (TRANSFORMERS, GENAI, LLAMA)
 
 
@@ -78,11 +80,21 @@ def enter(stack: ExitStack, folder: Path, console: Console) -> tuple[list[Conten
     port = stack.enter_context(ours.serving(repository, max(STREAMS)))
     graph = str(repository / ours.FLOAT32 / "1")
     there = [
-        Contender(OURS, f"our server, over HTTP; {max(STREAMS)} slots", over_http(port, ours.body(ours.FLOAT32))),
+        Contender(
+            OURS,
+            f"our server, over HTTP; {max(STREAMS)} slots; what a lone stream may go on with is guessed from its text",
+            over_http(port, ours.body(ours.FLOAT32)),
+        ),
         Contender(INT8, "the same server, weights in int8", over_http(port, ours.body(ours.INT8))),
         stack.enter_context(loop(BARE, Path(sys.executable), "bare_loop", [graph, threads, str(weights.END)], decode)),
         stack.enter_context(
             loop(TRANSFORMERS, Path(sys.executable), "transformers_loop", [str(checkpoint), threads], decode)
+        ),
+        replace(
+            stack.enter_context(
+                loop(LOOKUP, Path(sys.executable), "transformers_loop", [str(checkpoint), threads, "lookup"], decode)
+            ),
+            rounds=dict.fromkeys(STREAMS[1:], 0),
         ),
     ]
     missing = {}
@@ -109,7 +121,7 @@ def main() -> None:
             there, missing, tokenizer = enter(stack, options.folder, console)
             prompts = Prompts(tokenizer)
             for contender in there:
-                contender.measure(prompts.batches(4, ALONE), 4)
+                contender.measure(prompts.batches(4 if contender.takes_part(4, 0) else 1, ALONE), 4)
         start = time.monotonic()
         progress = stack.enter_context(Progress(console=console))
         task = progress.add_task("rounds", total=rounds * len(streams) * len(there))

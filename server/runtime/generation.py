@@ -3,7 +3,8 @@
 It has a thread of its own while there is something to do. In every turn it lets in who waits, as far as there are slots
 and memory, reads a piece of one prompt, and computes the next token of all sequences that are being written (Yu et al.
 2022, Orca; Agrawal et al. 2024, Sarathi). Those that have begun are in rows 0, 1, …: the last one moves into the place
-of one that leaves, and rows behind them keep what they held, for prompts that begin with it.
+of one that leaves, and rows behind them keep what they held, for prompts that begin with it. A sequence that is alone
+is computed some guessed tokens ahead (`guesses`).
 """
 
 from __future__ import annotations
@@ -455,6 +456,9 @@ class Engine:
         for nothing, at a place that is written again."""
         streams, samplers, _, rows = self._writing()
         n = int(rows[-1]) + 1
+        if n == 1 and len(guess := self._guess(streams[0])):
+            self._check(streams, samplers, guess)
+            return
         lengths = np.add(self.held.filled[:n], 1, out=self.lengths[:n])
         start = time.perf_counter()
         try:
@@ -465,6 +469,31 @@ class Engine:
         self.pace.stepped(time.perf_counter() - start)
         self.held.step(rows, self.last[rows])
         self._grow(streams, samplers, logits if len(rows) == n else logits[rows], len(rows))
+
+    def _guess(self, stream: Stream) -> np.ndarray:
+        """What a sequence that is alone may go on with, as far as it may go on."""
+        most, row = stream.ticket.order.sampling.max_tokens - len(stream.tokens) - 1, stream.row
+        return stream.guesses.next(np.append(self.held.tokens[row, : self.held.filled[row]], self.last[row]), most)
+
+    def _check(self, streams: Sequence[Stream], samplers: Sequence[Sampler], guess: np.ndarray) -> None:
+        """The next tokens of the sequence in the first row: for as long as they are what was guessed, the one after
+        them is known, too."""
+        [stream], row = streams, 0
+        place, piece = int(self.held.filled[row]), np.append(self.last[row], guess)
+        try:
+            logits = self.model.score(row, piece, place)
+        except Exception as error:  # whatever it is, this sequence has failed
+            self._fail(streams, error)
+            return
+        self.held.taken[row] = max(self.held.taken[row], place + len(piece))
+        for i in range(len(piece)):
+            self.held.write(row, piece[i : i + 1])
+            self._grow(streams, samplers, logits[i : i + 1], 0 if i else len(piece))
+            if stream.ended or stream.row != row:
+                return
+            if i == len(guess) or self.last[row] != guess[i]:
+                stream.guesses.learn(len(guess), i)
+                return
 
     def _grow(self, streams: Sequence[Stream], samplers: Sequence[Sampler], logits: np.ndarray, computed: int) -> None:
         """One token more for each, by float32 [streams, vocabulary]."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from server.generation_metrics import Times
+from server.runtime.guesses import Guesses
 from server.runtime.sampling import Sampled, Sampler, Sampling
 from server.runtime.search import Candidate
 
@@ -57,6 +58,7 @@ class Stream:
     log_probabilities: list[float] = field(default_factory=list)
     alternatives: list[dict[int, float]] = field(default_factory=list)
     log_probability: float = 0.0
+    guesses: Guesses = field(default_factory=Guesses)
 
 
 class Ticket:

@@ -1,6 +1,7 @@
-"""transformers' generate, float32, greedy, a batch padded on the left: python -m … FOLDER THREADS
+"""transformers' generate, float32, greedy, a batch padded on the left: python -m … FOLDER THREADS [lookup]
 
-The faster of its dynamic and its static cache, tried at the beginning.
+The faster of its dynamic and its static cache, tried at the beginning. lookup: instead, one prompt at a time, with its
+prompt lookup, which guesses tokens by what followed the last ones before.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from transformers.generation.streamers import BaseStreamer
 from benchmarks.generation.loops.turn import Batch, serve
 
 TRIAL = 12
+# transformers' documentation's example.
+GUESSED = 10
 
 
 class Steps(BaseStreamer):  # type: ignore[misc]
@@ -26,15 +29,18 @@ class Steps(BaseStreamer):  # type: ignore[misc]
         self.begun = False
 
     def put(self, value: torch.Tensor) -> None:
-        if self.begun:
+        if self.begun and value.dim() == 1:
             self.batch.step(value.tolist())
+        elif self.begun:  # several of the only sequence
+            for token in value[0].tolist():
+                self.batch.step([token])
         self.begun = True
 
     def end(self) -> None:
         pass
 
 
-def main(folder: str, threads: int) -> None:
+def main(folder: str, threads: int, lookup: bool) -> None:
     torch.set_num_threads(threads)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     padding = model.config.pad_token_id
@@ -53,10 +59,14 @@ def main(folder: str, threads: int) -> None:
             max_new_tokens=tokens,
             pad_token_id=padding,
             cache_implementation=cache,
+            prompt_lookup_num_tokens=GUESSED if lookup else None,
             streamer=steps,
         )
         return steps.batch
 
+    if lookup:
+        serve(f"prompt_lookup_num_tokens={GUESSED}; {threads} threads", generate)
+        return
     times = {}
     for cache in (None, "static"):
         generate([list(range(50, 70))], 2, cache)
@@ -69,4 +79,4 @@ def main(folder: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), "lookup" in sys.argv[3:])

@@ -21,7 +21,7 @@ from server.generation_metrics import Generation
 from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed
 from server.runtime.generation import Engine
 from server.runtime.orders import Order
-from server.runtime.sampling import Sampled, Sampling
+from server.runtime.sampling import Sampled, Sampler, Sampling, sample
 from server.runtime.search import Candidate
 from server.runtime.slots import GraphSlots
 from server.settings import Settings
@@ -68,7 +68,7 @@ class Watched:
         return self.inner.prefill(slot, tokens, start, logits=logits)
 
     def score(self, slot: int, tokens: np.ndarray, start: int) -> np.ndarray:
-        self.ran("prefill", len(tokens))
+        self.ran("score", len(tokens))
         return self.inner.score(slot, tokens, start)
 
     def prefill_together(self, first: int, prompts: Sequence[np.ndarray]) -> np.ndarray:
@@ -89,7 +89,7 @@ class Watched:
     @property
     def computed(self) -> int:
         """Tokens of prompts."""
-        return sum(tokens for kind, tokens in self.runs if kind != "decode")
+        return sum(tokens for kind, tokens in self.runs if kind in ("prefill", "together"))
 
 
 def text(tokens: Sequence[int]) -> str:
@@ -173,6 +173,54 @@ def test_scored_prompts_are_read_whole_and_measured_as_what_is_written_is(path: 
             for place, score in enumerate(one.scores):
                 assert score.log_probability == pytest.approx(shares[place, score.token], abs=1e-3)
                 assert list(score.alternatives) == np.argsort(-shares[place], kind="stable")[:2].tolist()
+        free(found)
+
+    run(story)
+
+
+def one_by_one(slots: GraphSlots, wanted: Order) -> list[int]:
+    """The answer to an order, a step a token."""
+    sampler = Sampler(wanted.sampling, place=0, prompt=wanted.tokens, ends=frozenset({END}))
+    logits, tokens = slots.prefill(0, wanted.tokens, 0, logits=True), list[int]()
+    while logits is not None:
+        [sampled] = sample([sampler], logits[None])
+        if sampled.token == END:
+            break
+        tokens.append(sampled.token)
+        if len(tokens) == wanted.sampling.max_tokens:
+            break
+        place = len(wanted.tokens) + len(tokens)
+        logits = slots.decode(np.array(tokens[-1:]), np.array([place], np.int32))[0]
+    return tokens
+
+
+def test_guesses_save_runs_and_change_nothing(path: Path) -> None:
+    """Alone, whether or not a text says again what it has said."""
+
+    async def story() -> None:
+        model, reference, saved = Watched(path), Watched(path).inner, 0
+        found = engine(model)
+        for seed in range(24):
+            random = np.random.default_rng(seed)
+            said = random.integers(8, VOCABULARY, 6).tolist()
+            prompt = said * int(random.integers(1, 4)) + said[: int(random.integers(1, 5))]
+            likely = dict.fromkeys(said[: seed % 4], 9.0)
+            wanted = order(
+                prompt,
+                int(random.integers(1, 60)),
+                seed=seed,
+                temperature=float(random.choice([0.0, 0.3, 1.0])),
+                top_p=float(random.choice([1.0, 0.9])),
+                frequency_penalty=float(random.choice([0.0, 0.4])),
+                logit_bias=likely,
+                min_tokens=int(random.integers(0, 2)),
+            )
+            runs = len(model.runs)
+            [answer] = await found.submit(wanted).future
+            assert answer.tokens == one_by_one(reference, wanted)
+            saved += len(answer.tokens) - (len(model.runs) - runs)
+        assert saved > 100
+        assert any(kind == "decode" for kind, _ in model.runs)
         free(found)
 
     run(story)
@@ -592,6 +640,21 @@ def test_a_failing_run_fails_its_sequences_and_the_engine_goes_on(path: Path, al
         await busy.drain()
         free(busy)
         assert metrics.finished_sequences["error"] == len(failed)
+
+    run(story)
+
+
+def test_a_guess_that_cannot_be_checked_fails_its_sequence_and_the_engine_goes_on(path: Path, alone: Alone) -> None:
+    async def story() -> None:
+        model = Watched(path)
+        found = engine(model)
+        model.fails = lambda ran: ran == "score"
+        wanted = order([9, 8] * 8, 30, logit_bias={8: 50.0})
+        with pytest.raises(RunFailed, match="broken"):
+            await found.submit(wanted).future
+        model.fails = lambda ran: False
+        same(await found.submit(wanted).future, await alone(wanted))
+        free(found)
 
     run(story)
 
