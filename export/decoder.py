@@ -20,12 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+from export.tensors_beside import DATA, written
 from models.decoder_parts import DecoderParts, Layer, Linear, Norm
 
-# Of the file of weights, behind the graph's name.
-DATA = ".data"
-# Where a tensor may begin in that file, so that it can be mapped into memory.
-ALIGNMENT = 4096
 OPSET, IR_VERSION = 23, 11
 FUSED = "com.microsoft"
 # GroupQueryAttention takes heads of a multiple of so many numbers, more where it rotates; zeros fill them up.
@@ -252,14 +249,7 @@ class Writing:
         if name in self.constants:
             return name
         array = values.detach().to("cpu", torch.float32).contiguous().numpy()
-        self.stream.write(b"\0" * (-self.stream.tell() % ALIGNMENT))
-        place = {"location": self.location, "offset": str(self.stream.tell()), "length": str(array.nbytes)}
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=array.shape)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=value)
-        self.stream.write(array.data)
-        self.constants[name] = tensor
+        self.constants[name] = written(self.stream, self.location, name, array)
         return name
 
 

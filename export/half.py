@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.decoder import ALIGNMENT, DATA
+from export.tensors_beside import DATA, values_of, written
 
 LOGITS = "logits"
 # The largest finite number of float16.
@@ -33,19 +33,11 @@ def halve(path: Path) -> None:
         for tensor in graph.initializer:
             if tensor.data_type != TensorProto.FLOAT:
                 continue
-            if tensor.data_location != TensorProto.EXTERNAL:
-                tensor.CopyFrom(numpy_helper.from_array(_half(numpy_helper.to_array(tensor), tensor.name), tensor.name))
-                continue
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            values = np.memmap(data, np.float32, "r", int(place["offset"]), tuple(tensor.dims))
-            stream.write(b"\0" * (-stream.tell() % ALIGNMENT))
-            half = _half(values, tensor.name)
-            place |= {"offset": str(stream.tell()), "length": str(half.nbytes)}
-            stream.write(half.data)
-            tensor.data_type = TensorProto.FLOAT16
-            del tensor.external_data[:]
-            for key, value in place.items():
-                tensor.external_data.add(key=key, value=value)
+            half = _half(values_of(tensor, data), tensor.name)
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.CopyFrom(written(stream, data.name, tensor.name, half))
+            else:
+                tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
     for tensor in (*graph.input, *graph.output):
         if tensor.type.tensor_type.elem_type == TensorProto.FLOAT and tensor.name != LOGITS:
             tensor.type.tensor_type.elem_type = TensorProto.FLOAT16

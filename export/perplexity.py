@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +54,19 @@ def judge(path: Path, texts: Sequence[NDArray[np.int64]], progress: Callable[[in
 def texts_of(batches: Iterable[Mapping[str, NDArray[np.int64]]], most: int) -> Iterator[NDArray[np.int64]]:
     """The texts of batches of `input_ids` and `attention_mask`, those that have a second token; `most` tokens in all,
     the last one cut."""
-    for batch in batches:
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            text = ids[mask > 0][:most]
-            most -= len(text)
-            if len(text) > 1:
-                yield text
-            if most <= 0:
-                return
+    rows = (zip(batch["input_ids"], batch["attention_mask"], strict=True) for batch in batches)
+    return some((ids[mask > 0] for ids, mask in chain.from_iterable(rows)), most)
+
+
+def some(texts: Iterable[NDArray[np.int64]], most: int) -> Iterator[NDArray[np.int64]]:
+    """Texts that have a second token; `most` tokens in all, the last one cut."""
+    for whole in texts:
+        text = whole[:most]
+        most -= len(text)
+        if len(text) > 1:
+            yield text
+        if most <= 0:
+            return
 
 
 def _log_probabilities(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.float64]:

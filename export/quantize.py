@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.blocks import BLOCK, Blocks, blocks
-from export.decoder import ALIGNMENT, DATA, FUSED
+from export.decoder import FUSED
 from export.half import halve
 from export.perplexity import Judged, judge
 from export.rounding import Moments, moments, rounded
+from export.tensors_beside import DATA, values_of, written
 
 # States are rounded to 8 bits as they are multiplied: as floats they are eight times slower, and no better.
 ACCURACY = 4
@@ -241,27 +242,15 @@ class _Rewriting:
         return name
 
     def _values(self, name: str) -> NDArray[Any]:
-        """Of a constant of the graph before, mapped from its file."""
-        tensor = self.before[name]
-        if tensor.data_location != TensorProto.EXTERNAL:
-            return np.asarray(numpy_helper.to_array(tensor))
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        return np.memmap(self.data, dtype, "r", int(place["offset"]), tuple(tensor.dims))
+        """Of a constant of the graph before."""
+        return values_of(self.before[name], self.data)
 
     def _keep(self, name: str, values: NDArray[Any]) -> None:
         """A constant of the new graph: large ones in the file."""
         if values.nbytes < SMALLEST:
             self.after[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
-            return
-        self.stream.write(b"\0" * (-self.stream.tell() % ALIGNMENT))
-        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-        tensor = TensorProto(name=name, data_type=kind, dims=values.shape, data_location=TensorProto.EXTERNAL)
-        place = {"location": self.data.name, "offset": str(self.stream.tell()), "length": str(values.nbytes)}
-        for key, value in place.items():
-            tensor.external_data.add(key=key, value=value)
-        self.stream.write(np.ascontiguousarray(values).data)
-        self.after[name] = tensor
+        else:
+            self.after[name] = written(self.stream, self.data.name, name, values)
 
 
 def _names(weight: str) -> list[str]:

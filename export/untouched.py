@@ -13,6 +13,7 @@ import numpy as np
 
 from export.bundle import Generation, Lineage, Manifest
 from export.bundling import bundle
+from export.perplexity import some
 from export.processing.inputs import ImageInput, InputSpec, TextInput
 from export.processing.text import TextProcessor, pad
 from export.quantize import Quantization
@@ -126,7 +127,7 @@ def _export_decoder(
     quantization = None
     if kept_as != "float32":
         usual, texts = prose()[::2], held_out(language) if held_out else prose()[1::2]
-        tokens = [_some(processor.encode(one)) for one in (texts, usual)]
+        tokens = [list(some(map(np.array, processor.encode(one)), JUDGED)) for one in (texts, usual)]
         quantization = Quantization(kept_as, most_loss, *tokens)
     progress("loading the weights")
     network: Network = registry.build(msgspec.structs.replace(spec, task=LanguageModel()))
@@ -158,17 +159,6 @@ def prose() -> list[str]:
         parts = [module, *(part for part in vars(module).values() if inspect.isclass(part) and part.__module__ == name)]
         found.append("\n\n".join(text for part in parts if (text := inspect.getdoc(part))))
     return [text[:PAGE] for text in found if len(text) >= PAGE // 5]
-
-
-def _some(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Tokens of texts that have a second one, JUDGED in all."""
-    found, left = [], JUDGED
-    for row in rows:
-        kept = np.array(row[:left], np.int64)
-        left -= len(kept)
-        if len(kept) > 1:
-            found.append(kept)
-    return found
 
 
 def _images(size: int) -> Iterator[dict[str, np.ndarray]]:

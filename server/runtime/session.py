@@ -30,12 +30,20 @@ def cuda_driver() -> bool:
     return True
 
 
+def usable(providers: Sequence[str]) -> list[str]:
+    """Those that can be asked for here, in order of preference. providers: that are wanted; empty: CUDA where it is,
+    then the CPU."""
+    there = onnxruntime.get_available_providers()
+    wanted = list(providers) or ([CUDA, CPU] if cuda_driver() else [CPU])
+    return [provider for provider in wanted if provider in there] or [CPU]
+
+
 class Session:
     """`provider`: the one that was asked for and works. `parallel`: how many threads may call `run` at once."""
 
     def __init__(self, path: Path, providers: Sequence[str], parallel_runs: int, intra_op_threads: int) -> None:
-        """providers: in order of preference; empty: CUDA where it is, then the CPU. parallel_runs: on the CPU; 0 for
-        one more than there are shares of cores. intra_op_threads: of one run; 0 for all cores of a share.
+        """providers: as `usable` takes them. parallel_runs: on the CPU; 0 for one more than there are shares of cores.
+        intra_op_threads: of one run; 0 for all cores of a share.
 
         Raises whatever ONNX Runtime raises for a graph that it cannot load.
         """
@@ -48,13 +56,11 @@ class Session:
         # Threads that spin between runs take the cores that the event loop and the decoders need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        there = onnxruntime.get_available_providers()
-        wanted = list(providers) or ([CUDA, CPU] if cuda_driver() else [CPU])
-        usable = [provider for provider in wanted if provider in there] or [CPU]
-        self.inner = onnxruntime.InferenceSession(str(path), options, providers=usable)
+        asked = usable(providers)
+        self.inner = onnxruntime.InferenceSession(str(path), options, providers=asked)
         self.provider: str = self.inner.get_providers()[0]
-        if self.provider != usable[0]:
-            log.warning("%s does not initialise here; %s runs on %s", usable[0], path, self.provider)
+        if self.provider != asked[0]:
+            log.warning("%s does not initialise here; %s runs on %s", asked[0], path, self.provider)
         self.on_device = self.provider == CUDA
         if self.on_device:
             self.parallel = 1

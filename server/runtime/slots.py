@@ -16,7 +16,7 @@ import onnxruntime
 
 from server.process import cores, memory_bytes
 from server.runtime.huge_pages import huge_pages
-from server.runtime.session import CPU, CUDA, cuda_driver
+from server.runtime.session import CPU, CUDA, usable
 from server.runtime.slot_memory import DeviceMemory, HostMemory, SlotMemory
 from server.settings import Settings
 
@@ -80,12 +80,10 @@ class GraphSlots:
         # A step's threads wait for each other hundreds of times, for microseconds: they spin no longer than that. By
         # default it is until long after the step, and where others want the cores a step takes twice as long.
         options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
-        there = onnxruntime.get_available_providers()
-        wanted = settings.providers or ([CUDA, CPU] if cuda_driver() else [CPU])
-        usable = [provider for provider in wanted if provider in there] or [CPU]
+        asked = usable(settings.providers)
         with huge_pages():
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=usable)
-        if usable != [CPU] and any(tensor.type == "tensor(float)" for tensor in self.session.get_inputs()):
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=asked)
+        if asked != [CPU] and any(tensor.type == "tensor(float)" for tensor in self.session.get_inputs()):
             # The attention over float32 slots is the CPU's alone: anywhere else they would be copied at every step.
             log.info("%s keeps float32 slots and runs on the CPU", path)
             with huge_pages():

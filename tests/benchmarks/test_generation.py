@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -22,8 +21,6 @@ from benchmarks.generation.measured import Answer, Measured
 from benchmarks.generation.prompts import LONGEST, SHORTEST, Prompt, Prompts
 from benchmarks.generation.streams import timed_events
 from export.decoder import write_decoder
-from models import registry
-from models.spec import LanguageModel, ModelSpec
 from tests.models import checkpoints
 
 
@@ -127,23 +124,9 @@ def test_the_document_says_what_is_not_met_and_what_was_not_measured() -> None:
 
 @pytest.mark.slow
 def test_the_bare_loop_and_transformers_generate_the_same_tokens(tmp_path: Path) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=checkpoints.VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        eos_token_id=2,
-    )
-    model = checkpoints.drawn(config)
+    model = checkpoints.drawn(checkpoints.llama(128, pad_token_id=0, eos_token_id=2))
     model.save_pretrained(tmp_path / "checkpoint")
-    hyperparameters = {"config": config.to_dict(), "max_length": 128}
-    spec = ModelSpec(architecture="causal_decoder", hyperparameters=hyperparameters, task=LanguageModel())
-    network: Any = registry.build(spec)
-    network.load_state_dict({f"decoder.{name}": value for name, value in model.state_dict().items()})
+    network = checkpoints.network_of(model, 128)
     write_decoder(network.parts(), tmp_path / "model.onnx")
     random = torch.Generator().manual_seed(0)
     batch = [Prompt("", torch.randint(3, 300, [length], generator=random).tolist()) for length in (5, 20, 11)]

@@ -15,7 +15,9 @@ from export import bundle
 from export.bundle import Manifest
 from export.untouched import export_backbone
 from server.settings import Settings
-from tests.server.conftest import Live, running
+from tests.server.conftest import Live, client, running
+
+__all__ = ["client"]  # a fixture here, too
 
 
 @pytest.fixture(scope="module")

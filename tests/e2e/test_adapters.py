@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.slow
 
 PAIRS, ASKED = 200, 8
 INSTRUCTION = {"role": "system", "content": "Translate into Italian."}
-
-
-@pytest.fixture(scope="module")
-def client(live: Live) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{live.address}/v1", api_key="none", max_retries=0) as found:
-        yield found
 
 
 def pairs() -> list[tuple[str, str]]:

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import transformers
+import torch
 
 from benchmarks.generation.contenders import listening
 from benchmarks.generation_soak import Soak, soak
 from export.bundle import Generation, Lineage
 from export.bundling import bundle
 from export.processing.inputs import TextInput
-from models import registry
-from models.spec import LanguageModel, ModelSpec
 from tests.models import checkpoints
 
 CONTEXT, SLOTS = 512, 8
@@ -27,24 +25,13 @@ PROMPTS = [
 
 
 def publish(repository: Path) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=checkpoints.VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-    )
-    hyperparameters = {"config": config.to_dict(), "max_length": CONTEXT}
-    network = registry.build(
-        ModelSpec(architecture="causal_decoder", hyperparameters=hyperparameters, task=LanguageModel())
-    )
+    model = checkpoints.drawn(checkpoints.llama(CONTEXT), seed=1)
     # Drawn larger than usual: what follows depends on the whole prompt, and does not fall into a few tokens' circle.
-    weights = checkpoints.drawn(config, seed=1).state_dict()
-    network.load_state_dict(
-        {f"decoder.{name}": value * (2 if value.ndim > 1 else 1) for name, value in weights.items()}
-    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)
+    network = checkpoints.network_of(model, CONTEXT)
     ids = np.arange(3, 19).reshape(2, 8)
     bundle(
         network.eval(),

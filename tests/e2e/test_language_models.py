@@ -33,12 +33,6 @@ def live(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Li
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(live: Live) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{live.address}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
 def ask(client: openai.OpenAI, text: str = PARIS, **more: Any) -> Any:
     asked: Any = {"temperature": 0, "max_tokens": 40, "messages": [{"role": "user", "content": text}], **more}
     return client.chat.completions.create(model="smollm2", **asked)

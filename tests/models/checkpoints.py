@@ -12,8 +12,13 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from models import registry
+from models.decoder_parts import LanguageNetwork
+from models.spec import LanguageModel, ModelSpec
 
 VOCABULARY = 300
 BEGIN, END, TURN = 0, 1, 2
@@ -24,7 +29,7 @@ TEXTS = ["the cat sleeps today", "the dog sleeps in 1984 and in 2024", "a cat an
 
 def tokenizer(begins: bool = True) -> Tokenizer:
     """Byte-level, as GPT-2's and Llama 3's are; with `begins` it puts <s> before a text."""
-    made = Tokenizer(models.BPE())
+    made = Tokenizer(BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -52,6 +57,30 @@ def drawn(config: transformers.PretrainedConfig, seed: int = 0) -> transformers.
             else:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return model
+
+
+def llama(context: int, **more: Any) -> transformers.LlamaConfig:
+    """Of a decoder that reads `context` tokens."""
+    return transformers.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        **more,
+    )
+
+
+def network_of(model: transformers.PreTrainedModel, context: int) -> LanguageNetwork:
+    """The network of ours with the weights of a causal decoder."""
+    hyperparameters = {"config": model.config.to_dict(), "max_length": context}
+    spec = ModelSpec(architecture="causal_decoder", hyperparameters=hyperparameters, task=LanguageModel())
+    network = registry.build(spec)
+    assert isinstance(network, LanguageNetwork)
+    network.load_state_dict({f"decoder.{name}": value for name, value in model.state_dict().items()})
+    return network
 
 
 def folder(config: transformers.PretrainedConfig, path: Path, begins: bool = True) -> transformers.PreTrainedModel:

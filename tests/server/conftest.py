@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from finetune.jobs.store import JobStore
@@ -67,6 +68,13 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 Start = Callable[..., Live]
+
+
+@pytest.fixture(scope="module")
+def client(live: Live) -> Iterator[openai.OpenAI]:
+    """OpenAI's own, which asks once."""
+    with openai.OpenAI(base_url=f"{live.address}/v1", api_key="none", max_retries=0) as found:
+        yield found
 
 
 @pytest.fixture

@@ -41,12 +41,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(live: Live) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{live.address}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
 def user(text: str) -> Any:
     return [{"role": "user", "content": text}]
 

@@ -29,12 +29,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(live: Live) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{live.address}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
 def post(live: Live, model: str, prompt: object, **more: object) -> httpx.Response:
     return live.client.post("/v1/completions", json={"model": model, "prompt": prompt, **more})
 

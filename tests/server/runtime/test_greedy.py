@@ -25,17 +25,10 @@ from server.runtime.orders import Order
 from server.runtime.sampling import Sampling
 from server.runtime.slots import GraphSlots
 from server.settings import Settings
+from tests.models.test_causal_decoder import SMALL as DECODER
+from tests.models.test_causal_decoder import VOCABULARY
 
-VOCABULARY = 97
-SMALL = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
+SMALL = {**DECODER, "max_position_embeddings": 128}
 SPECS = {
     "transformer_decoder": ModelSpec(
         architecture="transformer_decoder",
