@@ -145,7 +145,7 @@ class Exchange:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    def find(self, reference: str | None, answer: str | None) -> Model:
+    async def find(self, reference: str | None, answer: str | None) -> Model:
         """The model a request names; answer: what is asked of it, None: what any can do.
 
         Raises ApiError 400 when it names none or one that cannot answer so, 404 when it is not served.
@@ -170,7 +170,7 @@ class Exchange:
         the rows come from. Raises ApiError as `begin` does, 429 when the queue is full."""
         self.begin(model, len(rows), param)
         try:
-            return model.batchers[answer].submit(rows, answer, self.start + self.timeout, self.gone)
+            return model.submit(rows, answer, deadline=self.start + self.timeout, gone=self.gone)
         except QueueFull as error:
             raise no_room(model, error) from error
 
