@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, Rows, answers, generator
-from server.runtime.batcher import Batcher, Run
+from server.runtime.batcher import Batcher, Run, Ticket
 from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
@@ -159,6 +159,12 @@ class Model:
         """How its inputs are read; not of a model that takes noise."""
         assert not isinstance(self.manifest.input, LatentInput), "such a model answers nothing that has an input"
         return self.manifest.input
+
+    def submit(
+        self, block: Sequence[Any], wanted: str, *, deadline: float, gone: Callable[[], bool] | None = None
+    ) -> Ticket:
+        """Queue the rows of one request. wanted: one of `answers`. The rest is as `Batcher.submit` has it."""
+        return self.batchers[wanted].submit(block, wanted, deadline, gone)
 
     def waiting(self) -> int:
         """Rows that wait for a run, or orders for a slot."""
