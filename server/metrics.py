@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from server.generation_metrics import Generation
 from server.histograms import Histograms
-
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -99,5 +99,9 @@ class Metrics:
         yield depth
 
     def render(self) -> bytes:
-        """The exposition format's text."""
+        """All of them in Prometheus's text format 0.0.4."""
         return generate_latest(self.registry)
+
+    def render_open(self) -> bytes:
+        """All of them in OpenMetrics 1.0.0, which has exemplars."""
+        return openmetrics.generate_latest(self.registry)
