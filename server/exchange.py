@@ -21,7 +21,7 @@ from litestar.types import HTTPDisconnectEvent, HTTPRequestEvent, HTTPScope, Rec
 from export.processing.inputs import BadInput
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
-from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket
+from server.runtime.batcher import Block, ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket, Wanted
 from server.runtime.model import Model
 from server.runtime.repository import Repository, UnknownModel
 from server.settings import Settings
@@ -161,16 +161,16 @@ class Exchange:
             raise ApiError(400, cannot(self.model, answer), param="model")
         return self.model
 
-    async def answers(self, model: Model, rows: list[Any], answer: str) -> list[Any]:
-        """Queue the rows and wait."""
-        return await self.result(self.submit(model, rows, answer).future)
+    async def answers(self, model: Model, block: Block, wanted: Wanted) -> Any:
+        """Queue the rows and wait for what Ticket.future gives."""
+        return await self.result(self.submit(model, block, wanted).future)
 
-    def submit(self, model: Model, rows: list[Any], answer: str, param: str = "input") -> Ticket:
+    def submit(self, model: Model, block: Block, wanted: Wanted, param: str = "input") -> Ticket:
         """Queue the rows; the request is dropped when the client has gone before its turn comes. param: the field that
         the rows come from. Raises ApiError as `begin` does, 429 when the queue is full."""
-        self.begin(model, len(rows), param)
+        self.begin(model, len(block), param)
         try:
-            return model.batchers[answer].submit(rows, answer, self.start + self.timeout, self.gone)
+            return model.submit(block, wanted, deadline=self.start + self.timeout, gone=self.gone)
         except QueueFull as error:
             raise no_room(model, error) from error
 
