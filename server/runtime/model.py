@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,10 +22,12 @@ from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, answers, generator
 from server.runtime.batcher import Batcher, Block, Run, Ticket, Value, Wanted
+from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
-from server.runtime.session import Session
+from server.runtime.placement import placement
+from server.runtime.session import Inputs, Session
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
 from server.settings import Settings
@@ -43,6 +45,7 @@ class Loaded:
     another than model.onnx."""
 
     manifest: Manifest
+    deployment: Deployment
     session: Session | None
     seconds: float
     texts: TextProcessor | None = None
@@ -52,7 +55,7 @@ class Loaded:
     inline: bool = False
 
 
-def load(folder: Path, settings: Settings) -> Loaded:
+def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
     """Verify, load and warm up a bundle. Raises DamagedBundle or what the session raises."""
     start = time.perf_counter()
     manifest = bundle.verify(folder)
@@ -67,22 +70,25 @@ def load(folder: Path, settings: Settings) -> Loaded:
     if manifest.task == LANGUAGE and texts is not None:
         spoken = language_model(folder, manifest, texts, settings)
         spoken.warm_up()
-        return Loaded(manifest, None, time.perf_counter() - start, texts, language=spoken)
-    session = Session(folder / "model.onnx", settings.providers, settings.parallel_runs, settings.intra_op_threads)
+        return Loaded(manifest, deployment, None, time.perf_counter() - start, texts, language=spoken)
+    placed = placement(settings, deployment, manifest)
+    session = Session(folder / "model.onnx", placed)
     if manifest.task == TRANSLATION and texts is not None:
-        written = writer(folder, manifest, session, texts, settings)
+        written = writer(folder, manifest, session, texts, placed)
         written.warm_up()
-        return Loaded(manifest, session, time.perf_counter() - start, texts, writer=written)
+        return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, writer=written)
     outputs = [output.name for output in manifest.outputs]
-    session.run(_blank(manifest, 1), outputs)
+    most = deployment.max_batch_size or manifest.batching.max_batch_size
+    session.warm_up(lambda rows: _blank(manifest, rows), outputs, most)
     inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
-    inline = inline and _seconds(session, manifest, manifest.batching.max_batch_size, outputs) < INLINE_SECONDS
+    inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
     images = None
     if (made := generator(manifest)) is not None and made.graph != "model":
         path = folder / f"{made.graph}.onnx"
-        images = Session(path, settings.providers, settings.parallel_runs, settings.intra_op_threads)
-        images.run({"latent": np.zeros((1, made.latent), np.float32)}, ["image"])
-    return Loaded(manifest, session, time.perf_counter() - start, texts, images=images, inline=inline)
+        images = Session(path, placed)
+        width = made.latent
+        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"], most)
+    return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, images=images, inline=inline)
 
 
 def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
@@ -156,6 +162,12 @@ class Model:
             self.images = batcher(_generating(loaded.images), loaded.images.parallel, None)
             self.answers.add("generate")
 
+    @property
+    def reads(self) -> DataInput:
+        """How its inputs are read; not of a model that takes noise."""
+        assert not isinstance(self.manifest.input, LatentInput), "such a model answers nothing that has an input"
+        return self.manifest.input
+
     def submit(
         self,
         block: Block,
@@ -176,12 +188,6 @@ class Model:
         batcher = self.images if self.images is not None and wanted == "generate" else self.batcher
         assert batcher is not None, "what has an engine takes orders"
         return batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
-
-    @property
-    def reads(self) -> DataInput:
-        """How its inputs are read; not of a model that takes noise."""
-        assert not isinstance(self.manifest.input, LatentInput), "such a model answers nothing that has an input"
-        return self.manifest.input
 
     def waiting(self) -> int:
         """Rows that wait for a run, or orders for a slot."""
@@ -211,7 +217,7 @@ def _writing(found: Writer) -> Run:
     """Prompts to the candidates of each."""
 
     def run(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
-        return {"complete": found.decoder.decode(_together(blocks))}
+        return {"complete": found.decoder.decode(_rows(blocks))}
 
     return run
 
@@ -220,7 +226,7 @@ def _generating(session: Session) -> Run:
     """Latent vectors to images."""
 
     def run(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
-        return {"generate": session.run({"latent": _together(blocks)}, ["image"])[0]}
+        return {"generate": session.run({"latent": cast(list[np.ndarray], blocks)}, ["image"])[0]}
 
     return run
 
@@ -230,15 +236,15 @@ def _runner(session: Session, manifest: Manifest, known: Mapping[str, Answer]) -
     spec, name = manifest.input, manifest.inputs[0].name
 
     def run(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
-        rows = _together(blocks)
+        inputs: Inputs
         if isinstance(spec, TextInput):
-            ids, mask = pad(rows, spec.pad_token_id, spec.max_length)
+            ids, mask = pad(_rows(blocks), spec.pad_token_id, spec.max_length)
             inputs = {"input_ids": ids, "attention_mask": mask}
         elif isinstance(spec, SeriesInput):
-            series, mask = pad_series(rows)
+            series, mask = pad_series(_rows(blocks))
             inputs = {"series": series, "attention_mask": mask}
         else:
-            inputs = {name: rows}
+            inputs = {name: cast(list[np.ndarray], blocks)}
         outputs = sorted({output for one in wanted for output in (known[one].outputs if isinstance(one, str) else one)})
         found = dict(zip(outputs, session.run(inputs, outputs), strict=True))
         return {
@@ -248,13 +254,9 @@ def _runner(session: Session, manifest: Manifest, known: Mapping[str, Answer]) -
     return run
 
 
-def _together(blocks: list[Block]) -> Any:
-    """The rows of all blocks: one array, or one list. A block that is alone is not copied."""
-    if len(blocks) == 1:
-        return blocks[0]
-    if isinstance(blocks[0], np.ndarray):
-        return np.concatenate(blocks)
-    return list(chain.from_iterable(blocks))
+def _rows(blocks: list[Block]) -> list[Any]:
+    """Of all blocks, which are lists."""
+    return cast(list[Any], blocks[0]) if len(blocks) == 1 else list(chain.from_iterable(blocks))
 
 
 def _blank(manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
