@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qs
@@ -23,10 +23,12 @@ from export.processing.inputs import BadInput
 from server.access import Caller
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
+from server.runtime import orders
 from server.runtime.batcher import Block, ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket, Wanted
 from server.runtime.model import Model
 from server.runtime.repository import CannotLoad, NotLoaded, Repository, UnknownModel
 from server.settings import Settings
+from server.traces import Answered, Ran, Traces
 
 log = logging.getLogger("espalier.inference")
 
@@ -71,9 +73,13 @@ class Exchange:
         self.repository: Repository = state.repository
         self.metrics: Metrics = state.metrics
         self.settings: Settings = state.settings
+        self.traces: Traces | None = state.traces
         self.caller: Caller | None = scope.get("state", {}).get("caller")
         self.start = time.perf_counter()
         self.model: Model | None = None
+        # What it waits for, kept for traces: a ticket of a batcher, or those of an engine.
+        self.ticket: Ticket | None = None
+        self.orders: Sequence[orders.Ticket] = ()
         self.content_type = ""
         # In how many seconds it must have begun; and in how many it must be done, where the client has said so.
         self.timeout = self.settings.request_seconds
@@ -167,6 +173,7 @@ class Exchange:
             raise ApiError(404, str(error), param="model", code="model_not_found") from error
         self.model = model
         model.requests += 1
+        self.scope.setdefault("state", {})["model"] = model.name, model.version
         if answer is not None and answer not in model.answers:
             raise ApiError(400, cannot(model, answer), param="model")
         return model
@@ -193,9 +200,10 @@ class Exchange:
         if self.caller is not None and model.texts is not None:
             self.caller.spend(sum(map(len, block)))
         try:
-            return model.submit(block, wanted, deadline=self.start + self.timeout, gone=self.gone)
+            self.ticket = model.submit(block, wanted, deadline=self.start + self.timeout, gone=self.gone)
         except QueueFull as error:
             raise no_room(model, error) from error
+        return self.ticket
 
     def begin(self, model: Model, rows: int, param: str) -> None:
         """What is asked is read, and so many rows of it are to be queued. Raises ApiError 400 for more than a queue
@@ -276,8 +284,50 @@ async def handle(
     exchange.metrics.requests[route, model.name if model else "", str(status)] += 1
     if body is not None:
         await exchange.respond(status, body, headers)
+    end = time.perf_counter()
+    exemplar = None if exchange.traces is None else traced(exchange, exchange.traces, route, status, end)
     if model is not None and status == 200:
-        model.request_seconds.observe(time.perf_counter() - exchange.start)
+        model.request_seconds.observe(end - exchange.start, exemplar)
+
+
+def traced(exchange: Exchange, traces: Traces, route: str, status: int, end: float) -> dict[str, str] | None:
+    """Trace a request, if it is to be, and have the histograms of what it waited for point at it. Its exemplar."""
+    exchange.scope.setdefault("state", {})["traced"] = True  # or decided not to be
+    origin = traces.origin(exchange.scope["headers"])
+    if origin is None:
+        return None
+    model, ticket = exchange.model, exchange.ticket
+    answered = Answered(
+        origin,
+        exchange.scope["method"],
+        route,
+        status,
+        exchange.start,
+        end,
+        request_id(exchange.scope),
+        exchange.caller.id if exchange.caller else None,
+        model.name if model else None,
+        model.version if model else None,
+        model.provider if model else None,
+        [] if ticket is None else [ran(ticket)],
+        [stream.times for order in exchange.orders for stream in order.streams],
+    )
+    exemplar = traces.add(answered)
+    if model is not None and status == 200:
+        labels = (model.name, str(model.version))
+        for one in answered.runs:
+            stages = exchange.metrics.stages
+            stages.labels(*labels, "queue").point_at(one.started - one.queued, exemplar)
+            stages.labels(*labels, "inference").point_at(one.inference, exemplar)
+        for times in answered.sequences:
+            generation = exchange.metrics.generation.of(*labels)
+            generation.first_token.point_at(times.first - times.arrived, exemplar)
+            generation.whole.point_at(times.last - times.arrived, exemplar)
+    return exemplar
+
+
+def ran(ticket: Ticket) -> Ran:
+    return Ran(ticket.queued, ticket.started, ticket.finished, ticket.inference, ticket.rows, ticket.batch_rows)
 
 
 def no_room(model: Model, error: QueueFull) -> ApiError:

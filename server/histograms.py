@@ -50,9 +50,11 @@ class Histograms:
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self.name, self.words, labels=self.label_names)
         for values, child in list(self.children.items()):
-            total, buckets = 0, []
+            total = 0
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
             for i, bound in enumerate([*map(str, map(float, self.bounds)), "+Inf"]):
                 total += child.counts[i]
-                buckets.append((bound, total, child.exemplars.get(i)))
+                exemplar = child.exemplars.get(i)
+                buckets.append((bound, total) if exemplar is None else (bound, total, exemplar))
             family.add_metric(values, buckets, child.sum)
         yield family

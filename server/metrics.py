@@ -18,6 +18,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from server.generation_metrics import Generation
 from server.histograms import Histograms
+
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -104,4 +105,5 @@ class Metrics:
 
     def render_open(self) -> bytes:
         """All of them in OpenMetrics 1.0.0, which has exemplars."""
-        return openmetrics.generate_latest(self.registry)
+        text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+        return text

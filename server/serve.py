@@ -29,7 +29,7 @@ class Server(uvicorn.Server):
         access: Access = self.application.state.access
         guarded: ASGIApp = AccessLayer(self.application, access) if access.on else self.application
         config = uvicorn.Config(
-            RequestLog(guarded, settings.slow_seconds),
+            RequestLog(guarded, settings.slow_seconds, self.application.state.traces),
             host=settings.host,
             port=settings.port,
             loop="asyncio" if sys.platform == "win32" else "uvloop",

@@ -10,36 +10,28 @@ those without one, `trace_share` are.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
-import os
 import random
 import re
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.generation_metrics import Times
 from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import SpanExporter
-    from opentelemetry.trace import SpanContext
+    from server.spans import Sender
 
 log = logging.getLogger("espalier.traces")
 
 SEND_SECONDS = 1.0
-# Requests of one batch are answered about the same time, not at the same: those of this last stretch wait a turn.
+# Requests of one batch are answered about the same time: what was answered just now waits for the others.
 SETTLE_SECONDS = 0.25
 # Requests that wait to be sent; more are dropped, and a line says so.
 MOST_WAITING = 20_000
-SPANS_A_SEND = 512
-# A batch names no more of the requests that ran in it.
-MOST_LINKS = 64
 
 TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
@@ -79,21 +71,15 @@ class Answered:
     version: int | None = None
     provider: str | None = None
     runs: Sequence[Ran] = ()
-    sequences: Sequence[Times] = field(default=())
+    sequences: Sequence[Times] = ()
 
 
 class Traces:
-    """Of one process. `add` belongs to the event loop."""
+    """Of one process. Lives on the event loop."""
 
-    def __init__(self, settings: Settings, exporter: SpanExporter) -> None:
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-
-        self.exporter = exporter
-        self.share = settings.trace_share
-        name = os.environ.get("OTEL_SERVICE_NAME", "espalier")
-        self.resource = Resource.create({"service.name": name})
-        self.scope = InstrumentationScope("espalier")
+    def __init__(self, share: float, sender: Sender) -> None:
+        """share: of the requests that no traceparent decides about, 0 to 1."""
+        self.share, self.sender = share, sender
         self.waiting: list[Answered] = []
         self.task: asyncio.Task[None] | None = None
 
@@ -116,7 +102,7 @@ class Traces:
                 log.warning("%d requests wait to be sent as traces: what comes now is not traced", MOST_WAITING)
         return {"trace_id": f"{answered.origin.trace:032x}", "request_id": answered.request_id}
 
-    async def start(self) -> None:
+    def start(self) -> None:
         self.task = asyncio.create_task(self._send_again())
 
     async def stop(self) -> None:
@@ -126,7 +112,7 @@ class Traces:
             with suppress(asyncio.CancelledError):
                 await self.task
         await self.send(settle=0.0)
-        await asyncio.to_thread(self.exporter.shutdown)
+        await asyncio.to_thread(self.sender.close)
 
     async def send(self, settle: float = SETTLE_SECONDS) -> None:
         """Send what was answered more than `settle` seconds ago."""
@@ -134,17 +120,12 @@ class Traces:
         ready = [one for one in self.waiting if one.end <= until]
         if ready:
             self.waiting = [one for one in self.waiting if one.end > until]
-            await asyncio.to_thread(self._export, ready)
+            await asyncio.to_thread(self.sender.send, ready)
 
     async def _send_again(self) -> None:
         while True:
             await asyncio.sleep(SEND_SECONDS)
             await self.send()
-
-    def _export(self, answered: Sequence[Answered]) -> None:
-        found = spans(answered, self)
-        for first in range(0, len(found), SPANS_A_SEND):
-            self.exporter.export(found[first : first + SPANS_A_SEND])  # what went wrong it logs by itself
 
 
 def traces(settings: Settings) -> Traces | None:
@@ -152,48 +133,8 @@ def traces(settings: Settings) -> Traces | None:
     if not settings.otlp_endpoint:
         return None
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from server.spans import Sender
     except ImportError as error:
-        words = "otlp_endpoint is set, and OpenTelemetry is not installed: pip install 'espalier[traces]'"
+        words = "otlp_endpoint: OpenTelemetry is not installed; install it with `pip install 'espalier[traces]'`"
         raise SettingsError(words) from error
-    endpoint = settings.otlp_endpoint.rstrip("/")
-    if not endpoint.endswith("/v1/traces"):
-        endpoint += "/v1/traces"
-    return Traces(settings, OTLPSpanExporter(endpoint=endpoint, timeout=SEND_TIMEOUT_SECONDS))
-
-
-class Maker:
-    """Makes spans, whose times are counted from the epoch. It imports what the server starts without."""
-
-    def __init__(self, resource: Resource) -> None:
-        from opentelemetry import trace
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-
-        self.trace, self.span = trace, ReadableSpan
-        self.resource, self.scope = resource, InstrumentationScope("espalier")
-
-    def spans(self, answered: Sequence[Answered]) -> list[ReadableSpan]:
-        """Of requests that were answered about the same time."""
-        clock = time.time_ns() - time.perf_counter_ns()
-        together: defaultdict[tuple[str | None, int | None, float], list[Origin]] = defaultdict(list)
-        for one in answered:
-            for ran in one.runs:
-                together[one.model, one.version, ran.started].append(one.origin)
-        made: list[ReadableSpan] = []
-        for one in answered:
-            trace = one.origin.trace
-            mine = self.context(trace, one.origin.span)
-
-            def child(
-                name: str,
-                start: float,
-                end: float,
-                attributes: Mapping[str, Any] | None = None,
-                links: Sequence[Link] = (),
-                parent: SpanContext = mine,
-                trace: int = trace
-            ) -> SpanContext:
-                context = self.context(trace, random.getrandbits(64) or 1)
-                made.append(self.span(...))
-                return context
+    return Traces(settings.trace_share, Sender(settings.otlp_endpoint))
