@@ -382,7 +382,8 @@ def traced(exchange: Exchange, traces: Traces, route: str, status: int, end: flo
         for one in answered.runs:
             stages = exchange.metrics.stages
             stages.labels(*labels, "queue").point_at(one.started - one.queued, exemplar)
-            stages.labels(*labels, "inference").point_at(one.inference, exemplar)
+            if one.finished:
+                stages.labels(*labels, "inference").point_at(one.inference, exemplar)
         for times in answered.sequences:
             generation = exchange.metrics.generation.of(*labels)
             generation.first_token.point_at(times.first - times.arrived, exemplar)

@@ -97,16 +97,18 @@ class Trace:
         """Of a request that went through a batcher. batch: whose spans ran with it, its own as well."""
         self.part("decode", self.one.start, ran.queued)
         self.part("queue", ran.queued, ran.started or self.one.end, {"espalier.rows": ran.rows})
-        if not ran.started or not ran.finished:
+        if not ran.started:
             return  # dropped before its turn
+        # A translation is told as it is written, and its request may be over before the run is.
+        finished, inference = ran.finished or self.one.end, ran.inference or self.one.end - ran.started
         others = [one for one in batch if one is not self.one.origin]
         links = [Link(context(one.trace, one.span)) for one in others[:MOST_LINKS]]
         rows: Attributes = {"espalier.batch.rows": ran.batch_rows}
-        together = self.part("batch", ran.started, ran.finished, rows | self.model(), links=links)
+        together = self.part("batch", ran.started, finished, rows | self.model(), links=links)
         about = rows | ({} if self.one.provider is None else {"espalier.provider": self.one.provider})
-        begun = max(ran.started, ran.finished - ran.inference)
-        self.part("session", begun, ran.finished, about | self.model(), parent=together)
-        self.part("encode", ran.finished, self.one.end)
+        begun = max(ran.started, finished - inference)
+        self.part("session", begun, finished, about | self.model(), parent=together)
+        self.part("encode", finished, self.one.end)
 
     def sequence(self, number: int, times: Times) -> None:
         """Of one that a language model wrote, or began."""
