@@ -50,11 +50,13 @@ async def measure(parallel: int, rows: int, gone: Callable[[], bool] | None) -> 
         max_batch_size=64,
         max_queue_delay=0.0,
         queue_limit=100_000,
+        queue_bytes=10**10,
         parallel=parallel,
         length=None,
         batches=Distribution(ROWS),
         queue_seconds=Distribution(SECONDS),
         inference_seconds=Distribution(SECONDS),
+        refused=lambda reason: None,
     )
     block = np.zeros((rows, FEATURES), np.float32)
     later = time.perf_counter() + 3600
@@ -67,7 +69,12 @@ async def measure(parallel: int, rows: int, gone: Callable[[], bool] | None) -> 
 
     async def bare() -> None:
         futures = [loop.create_future() for _ in range(REQUESTS)]
-        loop.call_soon(lambda: [future.set_result(None) for future in futures])
+
+        def finish() -> None:
+            for future in futures:
+                future.set_result(None)
+
+        loop.call_soon(finish)
         for future in futures:
             await future
 
