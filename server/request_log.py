@@ -9,15 +9,15 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable
 from time import perf_counter
-from typing import Any
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from server import logs
 from server.access import Caller
+from server.exchange import Exchange, about
 from server.traces import Answered, Traces
 
 log = logging.getLogger("espalier.requests")
@@ -33,47 +33,59 @@ class RequestLog:
     A request is slow when its response starts later than `slow_seconds`: a long event stream is not.
     """
 
-    def __init__(self, app: ASGIApp, slow_seconds: float, traces: Traces | None = None) -> None:
+    def __init__(self, app: ASGIApp, slow_seconds: float, traces: Traces | None) -> None:
         self.app, self.traces = app, traces
         self.slow_seconds = slow_seconds
-        self._process = secrets.token_hex(4)
+        self._process = secrets.token_hex(4).encode()
         self._count = itertools.count(1)
+
+    def identity(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """That of a request with these headers, names in lower case: the client's own, where it is one."""
+        found = b""
+        for name, value in headers:
+            if name == b"x-request-id" and GIVEN_ID.fullmatch(value):
+                found = value
+        return found or b"%b-%x" % (self._process, next(self._count))
+
+    def note(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        seconds: float,
+        identity: bytes,
+        exchange: Exchange | None = None,
+    ) -> None:
+        """A response begins, so many seconds after the request. exchange: where no context says which request it is."""
+        if status >= 500 or seconds > self.slow_seconds:
+            level = logging.ERROR if status >= 500 else logging.INFO
+            words = "%s %s %d %.3f s, request %s"
+            told = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
+            extra = {"about": told, "request": None if exchange is None else about(exchange)}
+            log.log(level, words, method, path, status, seconds, identity.decode(), extra=extra)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
-        identity = b""
-        for name, value in scope["headers"]:
-            if name == b"x-request-id" and GIVEN_ID.fullmatch(value):
-                identity = value
-        identity = identity or f"{self._process}-{next(self._count):x}".encode()
+        identity = self.identity(scope["headers"])
         state = scope.setdefault("state", {})
         state["request_id"] = identity.decode()
         logs.request.set(state)
         started = perf_counter()
-        answered = 0
+        status = 0
 
         async def with_id(message: Message) -> None:
-            nonlocal answered
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", identity)]
-                answered, seconds = message["status"], perf_counter() - started
-                note(scope["method"], scope["path"], answered, seconds, self.slow_seconds, state)
+                self.note(scope["method"], scope["path"], status, perf_counter() - started, identity)
             await send(message)
 
         await self.app(scope, receive, with_id)
-        if self.traces is not None and answered and not state.get("traced"):
-            trace(self.traces, scope, answered, started)
-
-
-def note(method: str, path: str, status: int, seconds: float, slow_seconds: float, request: Mapping[str, Any]) -> None:
-    """Log a request that failed or whose answer began late. request: what `logs.told` takes."""
-    if status >= 500 or seconds > slow_seconds:
-        level = logging.ERROR if status >= 500 else logging.INFO
-        about = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
-        words, identity = "%s %s %d %.3f s, request %s", request["request_id"]
-        log.log(level, words, method, path, status, seconds, identity, extra={"about": about, "request": request})
+        if self.traces is not None and status and not state.get("traced"):
+            trace(self.traces, scope, status, started)
 
 
 def trace(traces: Traces, scope: HTTPScope, status: int, started: float) -> None:
