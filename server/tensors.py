@@ -185,18 +185,24 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
         raise BadInput(f"input {name!r}: {error}") from error
 
 
-def whole(name: str, content: bytes, known: Signature) -> Tensor:
-    """The one input of a request that is nothing but its bytes: as many rows as there are. Of BYTES, one element.
-    Raises BadInput where they are no whole number of rows."""
-    expected = known.inputs[name]
-    if expected.datatype == "BYTES":
-        return Tensor(name, [content])
-    size = DATATYPES[expected.datatype].itemsize * math.prod(expected.shape[1:])
-    if -1 in expected.shape[1:]:
-        raise BadInput(f"input {name!r} has sizes that its bytes alone do not tell; describe it in JSON")
-    if len(content) % size or not content:
-        raise BadInput(f"{len(content):,} bytes are no whole number of rows of {name!r}, which have {size:,}")
-    return from_buffer(name, expected.datatype, [len(content) // size, *expected.shape[1:]], content)
+def named_by_size(content: bytes, manifest: Manifest) -> tuple[str, list[int]]:
+    """Input and shape of a request that is nothing but the bytes of one input: rows of what the graph takes, as many as
+    there are; the steps of one series; one text or image file. Raises BadInput where they are no whole number."""
+    spec = manifest.inputs[0]
+    match manifest.input:
+        case TextInput():
+            return "text", [1]
+        case SeriesInput(channels=channels):
+            fixed = [channels]
+        case _:
+            fixed = [size for size in spec.shape[1:] if isinstance(size, int)]
+    size = DATATYPES[NAMES[spec.dtype]].itemsize * math.prod(fixed)
+    if len(content) % size == 0:
+        rows = len(content) // size
+        return spec.name, [1, rows, *fixed] if isinstance(manifest.input, SeriesInput) else [rows, *fixed]
+    if isinstance(manifest.input, ImageInput):
+        return "image", [1]
+    raise BadInput(f"{len(content):,} bytes are no whole number of rows of {spec.name!r}, which take {size:,} each")
 
 
 def block(
@@ -289,10 +295,10 @@ def outputs_of(names: Sequence[str], known: Signature) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names)) or tuple(known.outputs)
 
 
-def classes(name: str, scores: np.ndarray, k: int, labels: Sequence[str]) -> Tensor:
+def classes(name: str, scores: np.ndarray, k: int, labels: Sequence[str]) -> list[bytes]:
     """The classification extension: of each row the k highest scores as "score:index:label", without the label where a
-    column has no name. scores: [rows, classes]. Gives BYTES [rows, min(k, classes)], row by row. Raises BadInput for k
-    below 1 and tensors that are no scores."""
+    column has no name. scores: [rows, classes]. Gives [rows, min(k, classes)], row by row. Raises BadInput for k below
+    1 and tensors that are no scores."""
     if k < 1:
         raise BadInput(f"output {name!r}: classification is {k}; it must be 1 or more")
     if scores.ndim != 2:
@@ -302,7 +308,7 @@ def classes(name: str, scores: np.ndarray, k: int, labels: Sequence[str]) -> Ten
         for i in (-row.astype(np.float64)).argsort(kind="stable")[:k].tolist():
             label = f":{labels[i]}" if i < len(labels) else ""
             found.append(f"{row[i]:.6f}:{i}{label}".encode())
-    return Tensor(name, found)
+    return found
 
 
 def to_buffer(data: np.ndarray | list[bytes]) -> memoryview | bytes:
