@@ -22,11 +22,11 @@ WRITERS = {"complete": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 class Wanted(NamedTuple):
-    """One output that is asked for. classes: of the best of how many scores, 0 for the tensor itself. binary: how it is
+    """One output that is asked for. classes: how many of the best scores instead of the tensor. binary: how it is
     sent."""
 
     name: str
-    classes: int = 0
+    classes: int | None = None
     binary: bool = False
 
 
@@ -62,6 +62,12 @@ def seconds(timeout: int) -> float | None:
     return timeout / 1e6 or None
 
 
+def check_rows(rows: int, limit: int) -> None:
+    """Raises ApiError 400 for more than a queue ever holds."""
+    if rows > limit:
+        raise ApiError(400, f"{rows} rows in one request; at most {limit} are taken", param="inputs")
+
+
 def check_alone(sequence: int | str) -> None:
     """Raises ApiError 400 for a request that belongs to a sequence."""
     if sequence not in (0, ""):
@@ -79,11 +85,10 @@ def results(model: Model, wanted: Sequence[Wanted], names: Sequence[str], arrays
     made = []
     for name, classes, binary in wanted:
         array, datatype = found[name], known.outputs[name].datatype
-        if classes:
+        if classes is not None:
             best = tensors.classes(name, array, classes, known.labels.get(name, []))
             made.append(Result(name, "BYTES", [len(array), len(best) // len(array)], best, binary))
             continue
         dtype = tensors.DATATYPES[datatype]
         made.append(Result(name, datatype, array.shape, array if array.dtype == dtype else array.astype(dtype), binary))
     return made
-

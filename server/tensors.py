@@ -234,14 +234,26 @@ def block(
         raise BadInput(f"input {main!r} is missing{instead}: {known.inputs[main].datatype} {known.inputs[main].shape}")
     if isinstance(spec, TextInput):
         assert texts is not None, "a text model has a tokenizer"
-        return _token_rows(array, _lengths(given, array, spec.max_length), texts.tokenizer.get_vocab_size())
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        place = np.argwhere(~np.isfinite(array))[0].tolist()
-        raise BadInput(f"input {main!r} is not finite at {place}; every number must be")
+        rows = _rows(given, array, spec.max_length)
+        _check_vocabulary(rows, texts.tokenizer.get_vocab_size())
+        return rows
     if isinstance(spec, SeriesInput):
-        lengths = _lengths(given, array, spec.max_length)
-        return list(array) if lengths is None else [row[:n] for row, n in zip(array, lengths, strict=True)]
+        rows = _rows(given, array, spec.max_length)
+        for i, row in enumerate(rows):
+            _check_finite(f"{main!r}, row {i},", row)
+        return rows
+    if array.dtype.kind == "f":
+        _check_finite(repr(main), array)
     return array
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        place = np.argwhere(~finite)[0].tolist()
+        raise BadInput(
+            f"input {name} is {array[tuple(place)]} at {place}; every number must be finite in {array.dtype}"
+        )
 
 
 def _text(element: bytes, place: int) -> str:
@@ -254,37 +266,31 @@ def _text(element: bytes, place: int) -> str:
     return text
 
 
-def _lengths(given: Mapping[str, Any], array: np.ndarray, most: int) -> list[int] | None:
-    """Of each row, as its mask says; None without one. Raises BadInput for a mask of another kind than ones, then
-    zeros, and for rows longer than the model reads."""
+def _rows(given: Mapping[str, Any], array: np.ndarray, most: int) -> list[np.ndarray]:
+    """The rows of texts or series without their padding, as views. Raises BadInput for a mask of another kind than
+    ones, then zeros, and for rows longer than the model reads."""
     mask = given.get("attention_mask")
     if mask is None:
-        if array.shape[1] > most:
-            raise BadInput(f"the rows have {array.shape[1]:,} steps; this model reads at most {most:,}")
-        return None
-    if mask.shape != array.shape[:2]:
-        raise BadInput(f"attention_mask has shape {list(mask.shape)}; it must be {list(array.shape[:2])}")
-    lengths = mask.sum(axis=1)
-    right = np.arange(mask.shape[1]) < lengths[:, None]
-    wrong = (mask != right).any(axis=1) | (lengths < 1)
-    if wrong.any():
-        place = int(wrong.argmax())
-        raise BadInput(f"attention_mask, row {place}: ones and then zeros are read, one at least, and no other mask")
-    if lengths.max() > most:
-        raise BadInput(f"row {int(lengths.argmax())} has {lengths.max():,} steps; this model reads at most {most:,}")
-    found: list[int] = lengths.tolist()
-    return found
+        lengths = [array.shape[1]] * len(array)
+    else:
+        if mask.shape != array.shape[:2]:
+            raise BadInput(f"attention_mask has shape {list(mask.shape)}; it must be {list(array.shape[:2])}")
+        counts = (mask == 1).sum(axis=1)
+        wrong = (mask != (np.arange(mask.shape[1]) < counts[:, None])).any(axis=1) | (counts == 0)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise BadInput(f"attention_mask, row {row}: ones and then zeros are read, one at least, and no other mask")
+        lengths = counts.tolist()
+    if max(lengths) > most:
+        raise BadInput(f"a row has {max(lengths):,} steps; this model reads at most {most:,}")
+    return [row[:length] for row, length in zip(array, lengths, strict=True)]
 
 
-def _token_rows(ids: np.ndarray, lengths: list[int] | None, known: int) -> list[list[int]]:
+def _check_vocabulary(rows: Sequence[np.ndarray], known: int) -> None:
     """An unknown id would break the run of everybody in the batch; what is masked is read by nobody."""
-    rows: list[list[int]] = ids.tolist()
-    if lengths is not None:
-        rows = [row[:n] for row, n in zip(rows, lengths, strict=True)]
     for i, row in enumerate(rows):
-        if min(row) < 0 or max(row) >= known:
+        if row.min() < 0 or row.max() >= known:
             raise BadInput(f"input_ids, row {i}: token ids run from 0 to {known - 1}")
-    return rows
 
 
 def outputs_of(names: Sequence[str], known: Signature) -> tuple[str, ...]:

@@ -263,7 +263,7 @@ def block_of(request: InferRequest | FloatRequest, rest: memoryview, model: Mode
             found.append(tensors.from_json(one.name, one.datatype, one.shape, one.data))
             continue
         if not 0 <= size <= len(rest):
-            raise BadInput(f"input {one.name!r}: binary_data_size is {size:,}; {len(rest):,} bytes are left of the body")
+            raise BadInput(f"input {one.name!r}: binary_data_size is {size:,}, and {len(rest):,} bytes are left")
         found.append(tensors.from_buffer(one.name, one.datatype, one.shape, rest[:size]))
         rest = rest[size:]
     if len(rest):
