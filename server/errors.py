@@ -1,4 +1,5 @@
-"""Every error leaves the server as OpenAI's error object: {"error": {"message", "type", "param", "code"}}.
+"""Every error leaves the server as OpenAI's error object: {"error": {"message", "type", "param", "code"}}; under /v2 as
+the Open Inference Protocol has it: {"error": "message"}.
 
 Routes raise ApiError; what Litestar, msgspec or `export.processing` raise is turned into the same body here. What
 nobody foresaw is a 500 that names the request's id; its traceback goes to the log and nowhere else.
@@ -63,6 +64,15 @@ class ApiError(Exception):
         """The response body, for handlers that write it themselves."""
         return msgspec.json.encode(self.body)
 
+    def as_protocol(self) -> bytes:
+        """The response body under /v2: {"error": message}."""
+        return msgspec.json.encode({"error": self.body.error.message})
+
+
+def speaks_protocol(path: str) -> bool:
+    """Whether errors at this address are those of the Open Inference Protocol."""
+    return path.startswith("/v2/") or path == "/v2"
+
 
 def type_of(status: int) -> str:
     """OpenAI's error type for an HTTP status."""
@@ -107,7 +117,8 @@ def named(problem: dict[str, Any]) -> tuple[str | None, str]:
 
 
 def respond(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
-    return Response(error.encoded(), status_code=error.status, media_type="application/json", headers=error.headers)
+    body = error.as_protocol() if speaks_protocol(request.url.path) else error.encoded()
+    return Response(body, status_code=error.status, media_type="application/json", headers=error.headers)
 
 
 def on_api_error(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
