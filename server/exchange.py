@@ -273,6 +273,8 @@ async def handle(
         status, body = 500, ApiError(500, message, code="internal_error").encoded()
     if (model := exchange.model) is not None:
         model.requests -= 1
+        if status != 200:
+            model.failed_seconds.observe(time.perf_counter() - exchange.start)
     exchange.metrics.requests[route, model.name if model else "", str(status)] += 1
     if body is not None:
         await exchange.respond(status, body, headers)

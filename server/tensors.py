@@ -185,7 +185,7 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Sequence
         raise BadInput(f"input {name!r}: {error}") from error
 
 
-def named_by_size(content: bytes, manifest: Manifest) -> tuple[str, list[int]]:
+def named_by_size(content: bytes | memoryview, manifest: Manifest) -> tuple[str, list[int]]:
     """Input and shape of a request that is nothing but the bytes of one input: rows of what the graph takes, as many as
     there are; the steps of one series; one text or image file. Raises BadInput where they are no whole number."""
     spec = manifest.inputs[0]
@@ -244,7 +244,8 @@ def block(
         return rows
     if array.dtype.kind == "f":
         _check_finite(repr(main), array)
-    return array
+    found: np.ndarray = array
+    return found
 
 
 def _check_finite(name: str, array: np.ndarray) -> None:
@@ -321,7 +322,7 @@ def to_buffer(data: np.ndarray | list[bytes]) -> memoryview | bytes:
     """A tensor in its binary form; no copy of an array."""
     if isinstance(data, list):
         return b"".join(part for element in data for part in (len(element).to_bytes(4, "little"), element))
-    return memoryview(np.ascontiguousarray(data)).cast("B")
+    return np.ascontiguousarray(data).data.cast("B")
 
 
 def to_json(name: str, data: np.ndarray | list[bytes]) -> list[Any]:

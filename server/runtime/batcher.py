@@ -22,6 +22,7 @@ import numpy as np
 
 from server.histograms import Distribution
 from server.runtime.answers import Rows
+from server.runtime.runs import Runs
 
 # A batch is filled with rows of other lengths while less than this share of it is padding.
 MOST_PADDING = 0.25
@@ -138,6 +139,7 @@ class Batcher:
         batches: Distribution,
         queue_seconds: Distribution,
         inference_seconds: Distribution,
+        runs: Runs,
     ) -> None:
         """max_queue_delay: seconds an incomplete batch waits for more. queue_limit: rows that may wait. parallel:
         batches that run at the same time; 0 runs them on the event loop. length: of a row, where blocks are lists of
@@ -148,6 +150,7 @@ class Batcher:
         self.queue_limit = queue_limit
         self.length = length
         self.batches, self.queue_seconds, self.inference_seconds = batches, queue_seconds, inference_seconds
+        self.runs = runs
         self.loop = asyncio.get_running_loop()
         # What waits, by priority: within one lane first come, first served.
         self.normal: deque[Ticket] = deque()
@@ -286,6 +289,8 @@ class Batcher:
                 else:
                     self._add_part(ticket, places, value)
             first = last
+        if found is not None:
+            self.runs.add(len(batch), first, seconds)
 
     def _add_part(self, ticket: Ticket, places: Sequence[int], value: Value) -> None:
         if ticket.parts is None:

@@ -136,6 +136,7 @@ async def infer(exchange: Exchange) -> Answer:
     check_takes_tensors(model)
     body, head = await received(exchange)
     rest = memoryview(body)[head:]
+    request: InferRequest | FloatRequest
     if not head:
         request, rest = nothing_but(body, model)
     elif head <= INLINE_BYTES:
@@ -176,7 +177,7 @@ def reference(path: str) -> str:
     return parts[3] if len(parts) < 7 else f"{parts[3]}:{parts[5]}"
 
 
-async def received(exchange: Exchange) -> tuple[bytes, int]:
+async def received(exchange: Exchange) -> tuple[bytes | memoryview, int]:
     """The body, unpacked where it came compressed, and how many bytes of it are JSON. Raises ApiError 400, 413, 415."""
     head, packed = b"", b""
     for name, value in exchange.headers:
@@ -184,7 +185,7 @@ async def received(exchange: Exchange) -> tuple[bytes, int]:
             head = value
         elif name == b"content-encoding":
             packed = value
-    body = await exchange.body()
+    body = await exchange.buffer()
     if packed not in (b"", b"identity"):
         body = await on_thread(unpacked, body, packed, exchange.settings.max_body_bytes)
     if not head:
@@ -196,7 +197,7 @@ async def received(exchange: Exchange) -> tuple[bytes, int]:
     return body, length
 
 
-def unpacked(body: bytes, packed: bytes, limit: int) -> bytes:
+def unpacked(body: bytes | memoryview, packed: bytes, limit: int) -> bytes:
     """Raises ApiError 400, 413, 415."""
     if packed not in (b"gzip", b"deflate"):
         raise ApiError(415, f"Content-Encoding is {packed.decode('latin-1')!r}; gzip and deflate are read")
@@ -212,11 +213,11 @@ def unpacked(body: bytes, packed: bytes, limit: int) -> bytes:
     return found
 
 
-def nothing_but(body: bytes, model: Model) -> tuple[InferRequest, memoryview]:
+def nothing_but(body: bytes | memoryview, model: Model) -> tuple[InferRequest, memoryview]:
     """The request that a body stands for which is one input in binary; all outputs are answered so, too."""
     name, shape = tensors.named_by_size(body, model.manifest)
     datatype = model.signature.inputs[name].datatype
-    content = len(body).to_bytes(4, "little") + body if datatype == "BYTES" else body
+    content = b"".join([len(body).to_bytes(4, "little"), body]) if datatype == "BYTES" else body
     only = InputTensor(name, shape, datatype, InputParameters(len(content)))
     return InferRequest([only], parameters=RequestParameters(binary_data_output=True)), memoryview(content)
 

@@ -26,7 +26,7 @@ class LoadRequest(msgspec.Struct):
     parameters: dict[str, Any] = {}
 
 
-class UnloadParameters(msgspec.Struct):
+class UnloadParameters(msgspec.Struct, frozen=True):
     """unload_dependents: taken; no model here depends on another."""
 
     unload_dependents: bool = False

@@ -25,6 +25,7 @@ from server.runtime.batcher import (
     Wanted,
     alike,
 )
+from server.runtime.runs import Runs
 
 LATER = 3600.0
 
@@ -61,6 +62,7 @@ def batcher(run: Run, **options: Any) -> Batcher:
         "batches": Distribution(ROWS),
         "queue_seconds": Distribution(SECONDS),
         "inference_seconds": Distribution(SECONDS),
+        "runs": Runs(),
     }
     return Batcher(run, **{**settings, **options})
 
