@@ -64,10 +64,6 @@ class ApiError(Exception):
         """The response body, for handlers that write it themselves."""
         return msgspec.json.encode(self.body)
 
-    def as_protocol(self) -> bytes:
-        """The response body under /v2: {"error": message}."""
-        return msgspec.json.encode({"error": self.body.error.message})
-
 
 def speaks_protocol(path: str) -> bool:
     """Whether errors at this address are those of the Open Inference Protocol."""
@@ -117,7 +113,8 @@ def named(problem: dict[str, Any]) -> tuple[str | None, str]:
 
 
 def respond(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
-    body = error.as_protocol() if speaks_protocol(request.url.path) else error.encoded()
+    protocol = speaks_protocol(request.url.path)
+    body = msgspec.json.encode({"error": str(error)}) if protocol else error.encoded()
     return Response(body, status_code=error.status, media_type="application/json", headers=error.headers)
 
 
