@@ -41,6 +41,12 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+class ProtocolError(msgspec.Struct, frozen=True):
+    """The body of every error under /v2."""
+
+    error: str
+
+
 class ApiError(Exception):
     """An error the client is told about: HTTP status, message, and OpenAI's fields. `type` follows from the status
     when it is not given; `headers` go into the response (Retry-After, Allow, ...)."""
@@ -114,7 +120,7 @@ def named(problem: dict[str, Any]) -> tuple[str | None, str]:
 
 def respond(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
     protocol = speaks_protocol(request.url.path)
-    body = msgspec.json.encode({"error": str(error)}) if protocol else error.encoded()
+    body = msgspec.json.encode(ProtocolError(str(error))) if protocol else error.encoded()
     return Response(body, status_code=error.status, media_type="application/json", headers=error.headers)
 
 

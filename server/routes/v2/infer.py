@@ -13,8 +13,9 @@ import zlib
 from typing import Any
 
 import msgspec
-from litestar import asgi
-from litestar.types import Receive, Scope, Send
+from litestar import post
+from litestar.params import FromPath
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from export.processing.inputs import BadInput
 from server import tensors
@@ -30,6 +31,7 @@ from server.inference import (
     results,
     seconds,
 )
+from server.routes.v2.models import MODEL, VERSION
 from server.rows import INLINE_BYTES, on_thread
 from server.runtime.batcher import Block, QueueFull
 from server.runtime.model import Model
@@ -68,7 +70,7 @@ class InputTensor(msgspec.Struct):
     shape: list[int]
     datatype: str
     parameters: InputParameters | None = None
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
 
 
 class RequestedOutput(msgspec.Struct):
@@ -259,7 +261,7 @@ def block_of(request: InferRequest | FloatRequest, rest: memoryview, model: Mode
         if of.shared_memory_region is not None:
             raise no_shared_memory()
         if (size := of.binary_data_size) is None:
-            if not len(memoryview(one.data)):
+            if not memoryview(one.data):
                 raise BadInput(f"input {one.name!r} has neither `data` nor binary_data_size")
             found.append(tensors.from_json(one.name, one.datatype, one.shape, one.data))
             continue
@@ -295,9 +297,20 @@ def encoded(exchange: Exchange, model: Model, identity: str | None, found: list[
 NONE = InputParameters()
 
 
-@asgi(["/v2/models/{model:str}/infer", "/v2/models/{model:str}/versions/{version:str}/infer"], copy_scope=False)
-async def infer_route(scope: Scope, receive: Receive, send: Send) -> None:
+async def infer_app(scope: Scope, receive: Receive, send: Send) -> None:
     await handle("/v2/infer", scope, receive, send, infer)
 
 
-handlers = [infer_route]
+# Litestar's bare ASGI handlers take no parameters in their paths, but a typed one may answer with an application.
+@post(f"{MODEL}/infer", status_code=200)
+async def infer_model(model: FromPath[str]) -> ASGIApp:
+    """Asks a model for its tensors."""
+    return infer_app
+
+
+@post(f"{VERSION}/infer", status_code=200)
+async def infer_version(model: FromPath[str], version: FromPath[str]) -> ASGIApp:
+    return infer_app
+
+
+handlers = [infer_model, infer_version]
