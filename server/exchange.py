@@ -168,14 +168,15 @@ class Exchange(ABC):
         """Queue the rows and wait for what Ticket.future gives."""
         return await self.result(self.submit(model, block, wanted).future)
 
-    def submit(self, model: Model, block: Block, wanted: Wanted, param: str = "input") -> Ticket:
+    def submit(self, model: Model, block: Block, wanted: Wanted, param: str = "input", priority: int = 0) -> Ticket:
         """Queue the rows; the request is dropped when the client has gone before its turn comes. param: the field that
         the rows come from. Raises ApiError as `begin` does, 429 when the queue is full."""
         self.begin(model, len(block), param)
         if self.caller is not None and model.texts is not None:
             self.caller.spend(sum(map(len, block)))
         try:
-            return model.submit(block, wanted, deadline=self.start + self.timeout, gone=self.gone)
+            deadline = self.start + self.timeout
+            return model.submit(block, wanted, deadline=deadline, gone=self.gone, priority=priority)
         except QueueFull as error:
             raise no_room(model, error) from error
 

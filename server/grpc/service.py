@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import grpc
 import msgspec
@@ -13,6 +14,7 @@ from google.protobuf import json_format
 from litestar.datastructures import State
 
 from server import descriptions
+from server.access import Access, Caller
 from server.errors import ApiError
 from server.grpc import health_pb2, inference_pb2, messages
 from server.grpc.status import failure
@@ -29,7 +31,16 @@ HEALTH = "grpc.health.v1.Health"
 MOST_IN_FLIGHT = 64
 
 Context = Any  # grpc.aio.ServicerContext
-Unary = Callable[[Any, Context], Awaitable[Any]]
+
+
+class Call(NamedTuple):
+    """What a request comes with. left: seconds until the client's deadline; None where it set none."""
+
+    caller: Caller | None
+    left: float | None
+
+
+Unary = Callable[[Any, Call], Awaitable[Any]]
 
 
 class Service:
@@ -39,6 +50,7 @@ class Service:
         self.repository: Repository = state.repository
         self.metrics: Metrics = state.metrics
         self.settings: Settings = state.settings
+        self.access: Access = state.access
         self.stopping: asyncio.Event = state.stopping
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -57,15 +69,19 @@ class Service:
             "RepositoryModelUnload": (sent.RepositoryModelUnloadRequest, self.unload),
         }
         inference = {
-            name: grpc.unary_unary_rpc_method_handler(self._answering(name, call), kind.FromString, _serialized)
-            for name, (kind, call) in unary.items()
+            name: grpc.unary_unary_rpc_method_handler(
+                self._answering(f"/{INFERENCE}/{name}", answer), kind.FromString, _serialized
+            )
+            for name, (kind, answer) in unary.items()
         }
         inference["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self.model_stream_infer, sent.ModelInferRequest.FromString, _serialized
         )
         checked = health_pb2.HealthCheckRequest.FromString
         health = {
-            "Check": grpc.unary_unary_rpc_method_handler(self._answering("Check", self.check), checked, _serialized),
+            "Check": grpc.unary_unary_rpc_method_handler(
+                self._answering(f"/{HEALTH}/Check", self.check), checked, _serialized
+            ),
             "Watch": grpc.unary_stream_rpc_method_handler(self.watch, checked, _serialized),
         }
         return [
@@ -73,77 +89,86 @@ class Service:
             grpc.method_handlers_generic_handler(HEALTH, health),
         ]
 
-    def _answering(self, method: str, call: Unary) -> Unary:
-        """`call`, counted, and what goes wrong in it turned into gRPC's status."""
+    def _answering(self, path: str, answer: Unary) -> Callable[[Any, Context], Awaitable[Any]]:
+        """`answer` to those who may ask, counted, and what goes wrong in it turned into gRPC's status."""
+        method = path.rpartition("/")[2]
 
         async def answered(request: Any, context: Context) -> Any:
             try:
-                answer = await call(request, context)
+                found = await answer(request, self._admitted(context, path))
             except Exception as error:
                 what = failure(error, method)
                 self._count(method, request, what.code)
                 await context.abort(*what)
             self._count(method, request, grpc.StatusCode.OK)
-            return answer
+            return found
 
         return answered
+
+    def _admitted(self, context: Context, path: str) -> Call:
+        """Raises ApiError 401, 403, 429."""
+        caller = None
+        if self.access.on:
+            metadata = context.invocation_metadata() or ()
+            headers = [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata]
+            caller = self.access.admit(headers, "POST", path, address(context.peer()))
+        return Call(caller, context.time_remaining())
 
     def _count(self, method: str, request: Any, code: grpc.StatusCode) -> None:
         name = getattr(request, "model_name", "") or getattr(request, "name", "")
         name = name.partition("@")[0]
         self.metrics.grpc_requests[method, name if name in self.repository.models else "", code.name] += 1
 
-    async def server_live(self, request: Any, context: Context) -> Any:
+    async def server_live(self, request: Any, call: Call) -> Any:
         return inference_pb2.ServerLiveResponse(live=True)
 
-    async def server_ready(self, request: Any, context: Context) -> Any:
+    async def server_ready(self, request: Any, call: Call) -> Any:
         return inference_pb2.ServerReadyResponse(ready=not self.stopping.is_set())
 
-    async def model_ready(self, request: Any, context: Context) -> Any:
+    async def model_ready(self, request: Any, call: Call) -> Any:
         ready = descriptions.is_ready(self.repository, request.name, request.version)
         return inference_pb2.ModelReadyResponse(ready=ready and not self.stopping.is_set())
 
-    async def server_metadata(self, request: Any, context: Context) -> Any:
+    async def server_metadata(self, request: Any, call: Call) -> Any:
         found = descriptions.ServerMetadata(descriptions.EXTENSIONS)
         return _message(found, inference_pb2.ServerMetadataResponse)
 
-    async def model_metadata(self, request: Any, context: Context) -> Any:
+    async def model_metadata(self, request: Any, call: Call) -> Any:
         model = await descriptions.find(self.repository, request.name, request.version)
         found = descriptions.model_metadata(model, self.repository)
         return _message(found, inference_pb2.ModelMetadataResponse)
 
-    async def model_config(self, request: Any, context: Context) -> Any:
+    async def model_config(self, request: Any, call: Call) -> Any:
         model = await descriptions.find(self.repository, request.name, request.version)
         found = _message(descriptions.model_config(model), inference_pb2.ModelConfig)
         return inference_pb2.ModelConfigResponse(config=found)
 
-    async def model_statistics(self, request: Any, context: Context) -> Any:
+    async def model_statistics(self, request: Any, call: Call) -> Any:
         found = descriptions.statistics(self.repository, self.metrics, request.name, request.version)
         return _message(found, inference_pb2.ModelStatisticsResponse)
 
-    async def repository_index(self, request: Any, context: Context) -> Any:
+    async def repository_index(self, request: Any, call: Call) -> Any:
         found = {"models": msgspec.to_builtins(descriptions.index(self.repository, request.ready))}
         return json_format.ParseDict(found, inference_pb2.RepositoryIndexResponse())
 
-    async def load(self, request: Any, context: Context) -> Any:
+    async def load(self, request: Any, call: Call) -> Any:
         descriptions.check_load(request.parameters)
         await self.repository.load(request.model_name)
         return inference_pb2.RepositoryModelLoadResponse()
 
-    async def unload(self, request: Any, context: Context) -> Any:
+    async def unload(self, request: Any, call: Call) -> Any:
         await self.repository.unload(request.model_name)
         return inference_pb2.RepositoryModelUnloadResponse()
 
-    async def model_infer(self, request: Any, context: Context) -> Any:
+    async def model_infer(self, request: Any, call: Call) -> Any:
         start = time.perf_counter()
-        left: float | None = context.time_remaining()
         reference = f"{request.model_name}:{request.model_version}" if request.model_version else request.model_name
-        wait = self.settings.request_seconds if left is None else min(left, self.settings.request_seconds)
+        wait = self.settings.request_seconds if call.left is None else min(call.left, self.settings.request_seconds)
         async with asyncio.timeout(wait):
             model = await descriptions.find(self.repository, reference)
         model.requests += 1
         try:
-            answer = await self._infer(model, request, start, wait)
+            answer = await self._infer(model, request, call.caller, start, wait)
         except Exception:
             model.failed_seconds.observe(time.perf_counter() - start)
             raise
@@ -152,7 +177,7 @@ class Service:
         model.request_seconds.observe(time.perf_counter() - start)
         return answer
 
-    async def _infer(self, model: Model, request: Any, start: float, wait: float) -> Any:
+    async def _infer(self, model: Model, request: Any, caller: Caller | None, start: float, wait: float) -> Any:
         check_takes_tensors(model)
         parameters: Mapping[str, Any] = request.parameters
         level = 0
@@ -169,6 +194,8 @@ class Service:
             block = messages.block(request, model)
         check_rows(len(block), self.settings.queue_limit)
         model.decode_seconds.observe(time.perf_counter() - start)
+        if caller is not None and model.texts is not None:
+            caller.spend(sum(map(len, block)))
         ticket = model.submit(block, names, deadline=start + wait, priority=level)
         arrays = await ticket.future  # where the client cancels, so is this, and the request leaves the queue
         received = time.perf_counter()
@@ -195,6 +222,8 @@ class Service:
         try:
             while (task := await open_answers.get()) is not None:
                 yield await task
+        except ApiError as error:
+            await context.abort(*failure(error, "ModelStreamInfer"))
         finally:
             stopping.cancel()
             reading.cancel()
@@ -203,18 +232,21 @@ class Service:
                 task = None if open_answers.empty() else open_answers.get_nowait()
 
     async def _streamed(self, request: Any, context: Context) -> Any:
+        """Raises ApiError 401 and 403, which hold for all that would follow."""
         try:
-            answer = await self.model_infer(request, context)
+            answer = await self.model_infer(request, self._admitted(context, f"/{INFERENCE}/ModelStreamInfer"))
         except Exception as error:
             what = failure(error, "ModelStreamInfer")
             self._count("ModelStreamInfer", request, what.code)
+            if isinstance(error, ApiError) and error.status in (401, 403):
+                raise
             return inference_pb2.ModelStreamInferResponse(
                 error_message=what.message, infer_response=inference_pb2.ModelInferResponse(id=request.id)
             )
         self._count("ModelStreamInfer", request, grpc.StatusCode.OK)
         return inference_pb2.ModelStreamInferResponse(infer_response=answer)
 
-    async def check(self, request: Any, context: Context) -> Any:
+    async def check(self, request: Any, call: Call) -> Any:
         if request.service not in ("", INFERENCE, HEALTH):
             raise ApiError(404, f"there is no service {request.service!r} here")
         return self._health()
@@ -232,6 +264,13 @@ class Service:
     def _health(self) -> Any:
         states = health_pb2.HealthCheckResponse
         return states(status=states.NOT_SERVING if self.stopping.is_set() else states.SERVING)
+
+
+def address(peer: str) -> tuple[str, int] | None:
+    """Of "ipv4:127.0.0.1:5000" or "ipv6:%5B::1%5D:5000"; None of other sockets."""
+    family, _, rest = unquote(peer).partition(":")
+    host, _, port = rest.rpartition(":")
+    return (host.strip("[]"), int(port)) if family in ("ipv4", "ipv6") and port.isdigit() else None
 
 
 def _message(found: Any, kind: Any) -> Any:

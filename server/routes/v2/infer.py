@@ -20,7 +20,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from export.processing.inputs import BadInput
 from server import tensors
 from server.errors import ApiError
-from server.exchange import Exchange, decode_json, encoder, handle, no_room, too_large
+from server.exchange import Exchange, decode_json, encoder, handle, too_large
 from server.inference import (
     Result,
     Wanted,
@@ -33,7 +33,7 @@ from server.inference import (
 )
 from server.routes.v2.models import MODEL, VERSION
 from server.rows import INLINE_BYTES, on_thread
-from server.runtime.batcher import Block, QueueFull
+from server.runtime.batcher import Block
 from server.runtime.model import Model
 
 
@@ -159,14 +159,7 @@ async def infer(exchange: Exchange) -> Answer:
         block = block_of(request, rest, model)
     else:
         block = await on_thread(block_of, request, rest, model)
-    exchange.begin(model, len(block), "inputs")
-    try:
-        ticket = model.submit(
-            block, names, deadline=exchange.start + exchange.timeout, gone=exchange.gone, priority=level
-        )
-    except QueueFull as error:
-        raise no_room(model, error) from error
-    arrays = await exchange.result(ticket.future)
+    arrays = await exchange.result(exchange.submit(model, block, names, "inputs", level).future)
     start = time.perf_counter()
     answer = encoded(exchange, model, request.id, results(model, wanted, names, arrays))
     model.encode_seconds.observe(time.perf_counter() - start)
