@@ -53,6 +53,8 @@ class Metrics:
         self.grpc_requests: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.generation = Generation()
         self.queue: dict[tuple[str, str], Callable[[], int]] = {}
+        self.admitted: dict[tuple[str, str], Callable[[], float]] = {}
+        self.rejected: defaultdict[tuple[str, str], int] = defaultdict(int)  # by model and reason
         self.model_info = Gauge(
             "espalier_model_info",
             "1 for every loaded model; its version, task and ONNX Runtime provider",
@@ -84,8 +86,16 @@ class Metrics:
         calls = Metric("espalier_grpc_requests", "gRPC calls by status code", "counter")
         for (method, name, code), count in list(self.grpc_requests.items()):
             calls.add_sample("espalier_grpc_requests_total", {"method": method, "model": name, "code": code}, count)
+        admitted = Metric("espalier_admitted_limit", "rows that may wait, by the throughput of late", "gauge")
+        for (name, number), limit in list(self.admitted.items()):
+            admitted.add_sample("espalier_admitted_limit", {"model": name, "version": number}, limit())
+        rejected = Metric("espalier_rejected", "requests that were not run, by reason", "counter")
+        for (name, reason), count in list(self.rejected.items()):
+            rejected.add_sample("espalier_rejected_total", {"model": name, "reason": reason}, count)
         yield requests
         yield depth
+        yield admitted
+        yield rejected
         yield calls
 
     def render(self) -> bytes:

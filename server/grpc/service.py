@@ -17,10 +17,12 @@ from server import descriptions
 from server.access import Access, Caller
 from server.errors import ApiError
 from server.grpc import health_pb2, inference_pb2, messages
+from server.exchange import no_room
 from server.grpc.status import failure
 from server.inference import check_alone, check_rows, check_takes_tensors, priority, results, seconds
 from server.metrics import Metrics
 from server.rows import on_thread
+from server.runtime.batcher import QueueFull
 from server.runtime.model import Model
 from server.runtime.repository import Repository
 from server.settings import Settings
@@ -163,12 +165,14 @@ class Service:
     async def model_infer(self, request: Any, call: Call) -> Any:
         start = time.perf_counter()
         reference = f"{request.model_name}:{request.model_version}" if request.model_version else request.model_name
-        wait = self.settings.request_seconds if call.left is None else min(call.left, self.settings.request_seconds)
-        async with asyncio.timeout(wait):
+        async with asyncio.timeout(self.settings.request_seconds if call.left is None else call.left):
             model = await descriptions.find(self.repository, reference)
         model.requests += 1
         try:
-            answer = await self._infer(model, request, call.caller, start, wait)
+            answer = await self._infer(model, request, call, start)
+        except QueueFull as error:
+            model.failed_seconds.observe(time.perf_counter() - start)
+            raise no_room(model, error) from error
         except Exception:
             model.failed_seconds.observe(time.perf_counter() - start)
             raise
@@ -177,25 +181,26 @@ class Service:
         model.request_seconds.observe(time.perf_counter() - start)
         return answer
 
-    async def _infer(self, model: Model, request: Any, caller: Caller | None, start: float, wait: float) -> Any:
+    async def _infer(self, model: Model, request: Any, call: Call, start: float) -> Any:
         check_takes_tensors(model)
         parameters: Mapping[str, Any] = request.parameters
-        level = 0
+        level, wait = 0, model.timeout if call.left is None else min(model.timeout, call.left)
         if parameters:
             if "sequence_id" in parameters:
                 check_alone(messages.value_of(parameters["sequence_id"]))
             level = priority(messages.parameter(parameters, "priority", int, 0))
             wait = min(wait, seconds(messages.parameter(parameters, "timeout", int, 0)) or wait)
+        model.admit(start + wait - time.perf_counter(), level)
         wanted = messages.wanted(request, model)
         names = tuple(dict.fromkeys(one.name for one in wanted))
         if messages.takes_long(request):
             block = await on_thread(messages.block, request, model)
         else:
             block = messages.block(request, model)
-        check_rows(len(block), self.settings.queue_limit)
+        check_rows(len(block), model.queue_limit)
         model.decode_seconds.observe(time.perf_counter() - start)
-        if caller is not None and model.texts is not None:
-            caller.spend(sum(map(len, block)))
+        if call.caller is not None and model.texts is not None:
+            call.caller.spend(sum(map(len, block)))
         ticket = model.submit(block, names, deadline=start + wait, priority=level)
         arrays = await ticket.future  # where the client cancels, so is this, and the request leaves the queue
         received = time.perf_counter()

@@ -9,7 +9,7 @@ import grpc
 
 from export.processing.inputs import BadInput
 from server.errors import ApiError
-from server.runtime.batcher import DeadlinePassed, QueueFull, RunFailed
+from server.runtime.batcher import DeadlinePassed, RunFailed
 from server.runtime.repository import CannotLoad, UnknownModel
 
 log = logging.getLogger("espalier.grpc")
@@ -47,8 +47,6 @@ def failure(error: Exception, method: str) -> Failure:
             return Failure(grpc.StatusCode.NOT_FOUND, str(error))
         case CannotLoad(retry_after=seconds):
             return Failure(grpc.StatusCode.UNAVAILABLE, str(error), _retry(seconds))
-        case QueueFull(retry_after=seconds):
-            return Failure(grpc.StatusCode.RESOURCE_EXHAUSTED, "there is no room in the queue", _retry(seconds))
         case DeadlinePassed() | TimeoutError():
             return Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "the request waited until its deadline and was dropped")
     log.error("%s failed", method, exc_info=error)

@@ -145,10 +145,12 @@ async def infer(exchange: Exchange) -> Answer:
         request = read(memoryview(body)[:head])
     else:
         request = await on_thread(read, memoryview(body)[:head])
-    level, all_binary = 0, False
+    all_binary = False
     if (asked := request.parameters) is not None:
         check_alone(asked.sequence_id)
-        level, all_binary = priority(asked.priority), asked.binary_data_output
+        all_binary = asked.binary_data_output
+        if asked.priority:
+            exchange.priority = priority(asked.priority)
         if (limit := seconds(asked.timeout)) is not None and limit < exchange.timeout:
             exchange.timeout = exchange.asked_timeout = limit
     wanted = [output(one, all_binary) for one in request.outputs]
@@ -159,7 +161,7 @@ async def infer(exchange: Exchange) -> Answer:
         block = block_of(request, rest, model)
     else:
         block = await on_thread(block_of, request, rest, model)
-    arrays = await exchange.result(exchange.submit(model, block, names, "inputs", level).future)
+    arrays = await exchange.result(exchange.submit(model, block, names, "inputs").future)
     start = time.perf_counter()
     answer = encoded(exchange, model, request.id, results(model, wanted, names, arrays))
     model.encode_seconds.observe(time.perf_counter() - start)
