@@ -249,7 +249,7 @@ class AsgiExchange(Exchange):
             body, more = await self.piece()
             yield body
 
-    async def buffer(self) -> bytes:
+    async def buffer(self) -> bytes | memoryview:
         return whole([piece async for piece in self.chunks()])
 
     def gone(self) -> bool:
@@ -356,7 +356,7 @@ def refusal(route: str, exchange: Exchange, error: ApiError) -> tuple[int, bytes
     return error.status, error.encoded()
 
 
-def whole(pieces: Sequence[bytes]) -> bytes:
+def whole(pieces: Sequence[bytes | memoryview]) -> bytes | memoryview:
     """The body that came in pieces. Raises ApiError 400 when it is empty."""
     found = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     if not found:
