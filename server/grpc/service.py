@@ -16,8 +16,8 @@ from litestar.datastructures import State
 from server import descriptions
 from server.access import Access, Caller
 from server.errors import ApiError
-from server.grpc import health_pb2, inference_pb2, messages
 from server.exchange import no_room
+from server.grpc import health_pb2, inference_pb2, messages
 from server.grpc.status import failure
 from server.inference import check_alone, check_rows, check_takes_tensors, priority, results, seconds
 from server.metrics import Metrics
