@@ -357,8 +357,9 @@ async def replied(
     exchange.metrics.requests[route, model.name if model is not None else "", str(status)] += 1
     end = time.perf_counter()
     exemplar = None if exchange.traces is None else traced(exchange, exchange.traces, route, status, end)
-    if model is not None and status == 200:
-        model.request_seconds.observe(end - exchange.start, exemplar)
+    if model is not None:
+        spent = model.request_seconds if status == 200 else model.failed_seconds
+        spent.observe(end - exchange.start, exemplar)
     return status, body
 
 
