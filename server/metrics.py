@@ -67,6 +67,13 @@ class Metrics:
         self.batches = Histograms("espalier_batch_rows", "rows that ran together", version, ROWS)
         self.generation = Generation()
         self.queue: dict[tuple[str, str], Callable[[], int]] = {}
+        # Of the repository: footprints by model and version, loads by model and outcome, evictions, aliases.
+        self.memory: dict[tuple[str, str], int] = {}
+        self.loads: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.evictions: defaultdict[str, int] = defaultdict(int)
+        self.aliases: dict[str, Mapping[str, int]] = {}
+        # Requests that were also asked of a shadow, by model, its version and what came of it.
+        self.shadows: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.model_info = Gauge(
             "espalier_model_info",
             "1 for every loaded model; its version, task and ONNX Runtime provider",
@@ -97,6 +104,32 @@ class Metrics:
             depth.add_sample("espalier_queue_rows", {"model": name, "version": number}, waiting())
         yield requests
         yield depth
+        yield from self._repository()
+
+    def _repository(self) -> Iterator[Metric]:
+        memory = Metric("espalier_session_memory_bytes", "memory a loaded version takes, by its files", "gauge")
+        for (name, number), size in list(self.memory.items()):
+            memory.add_sample("espalier_session_memory_bytes", {"model": name, "version": number}, size)
+        yield memory
+        loads = Metric("espalier_model_loads", "versions loaded, or failed to", "counter")
+        for (name, outcome), count in list(self.loads.items()):
+            loads.add_sample("espalier_model_loads_total", {"model": name, "outcome": outcome}, count)
+        yield loads
+        evictions = Metric("espalier_model_evictions", "lazy versions evicted to make room", "counter")
+        for name, count in list(self.evictions.items()):
+            evictions.add_sample("espalier_model_evictions_total", {"model": name}, count)
+        yield evictions
+        aliases = Metric("espalier_alias_info", "1 for every alias; the version that it means", "gauge")
+        for name, versions in list(self.aliases.items()):
+            for alias, version in versions.items():
+                labels = {"model": name, "alias": alias, "version": str(version)}
+                aliases.add_sample("espalier_alias_info", labels, 1)
+        yield aliases
+        shadows = Metric("espalier_shadow_requests", "requests also asked of a shadow, by outcome", "counter")
+        for (name, number, outcome), count in list(self.shadows.items()):
+            labels = {"model": name, "version": number, "outcome": outcome}
+            shadows.add_sample("espalier_shadow_requests_total", labels, count)
+        yield shadows
 
     def render(self) -> bytes:
         """The exposition format's text."""

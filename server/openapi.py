@@ -20,6 +20,7 @@ from server.completion import Completion
 from server.errors import ErrorBody
 from server.prompts import CompletionRequest
 from server.routes.classify import ClassifyAnswer
+from server.routes.deployments import AliasObject, AliasRequest
 from server.routes.embeddings import EmbeddingsAnswer
 from server.routes.files import Deleted, FileList, FileObject
 from server.routes.health import Health
@@ -28,6 +29,7 @@ from server.routes.jobs import CheckpointList, EventList, JobList, JobObject
 from server.routes.models import ModelDetails, ModelList
 from server.routes.predict import PredictAnswer
 from server.routes.tokenize import DetokenizeRequest, Text, TokenizeRequest, Tokens
+from server.runtime.deployment import Deployment
 
 VERSION = "0.1.0"
 WORDS = """Fine-tune networks over HTTP and ask them.
@@ -40,7 +42,7 @@ Json = dict[str, Any]
 
 TEXT: Json = {"type": "string"}
 BINARY: Json = {"type": "string", "format": "binary"}
-MODEL: Json = {"type": "string", "description": 'a served model, "name" or "name:version"'}
+MODEL: Json = {"type": "string", "description": 'a served model, "name", "name:version" or "name@alias"'}
 TOP_K: Json = {"type": "integer", "minimum": 1, "default": 5, "description": "how many labels to answer"}
 THRESHOLD: Json = {
     "type": "number",
@@ -103,6 +105,9 @@ def page(most: int, usual: int) -> list[Json]:
 
 
 FILE_ID = parameter("file_id", "path", TEXT, "id of an uploaded file")
+NAME = parameter("name", "path", TEXT, "name of a published model")
+ALIAS = parameter("alias", "path", TEXT, "letters, digits and ._- after a letter")
+IF_MATCH = parameter("If-Match", "header", TEXT, "ETag of the deployment that is to be changed; 412 if it is another")
 JOB_ID = parameter("job_id", "path", TEXT, "id of a fine-tuning job")
 TIMEOUT = parameter(
     "X-Request-Timeout", "header", {"type": "number", "exclusiveMinimum": 0}, "seconds to wait at most, then 408"
@@ -368,8 +373,65 @@ OPERATIONS = (
         path="/v1/models/{model_id}",
         tag="models",
         summary="One model, a served one with its manifest",
-        parameters=[parameter("model_id", "path", TEXT, '"name" or "name:version"')],
+        parameters=[parameter("model_id", "path", TEXT, '"name", "name:version" or "name@alias"')],
         answer=json(ModelDetails),
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{name}/deployment",
+        tag="models",
+        summary="How a model is served",
+        description="Its versions, aliases, traffic, shadow, batching, devices and cache. The ETag is for If-Match.",
+        parameters=[NAME],
+        answer=json(Deployment),
+    ),
+    Operation(
+        method="put",
+        path="/v1/models/{name}/deployment",
+        tag="models",
+        summary="Replace how a model is served",
+        description="What is left out is by default. Versions that it names are loaded first; where one does not load "
+        "the answer is 409 and all stays as it was. Requests go on being answered meanwhile.",
+        parameters=[NAME, IF_MATCH],
+        body=json(Deployment),
+        example={
+            "versions": {"policy": "latest", "n": 2},
+            "aliases": {"production": 3},
+            "traffic": {"3": 0.9, "4": 0.1},
+        },
+        answer=json(Deployment),
+    ),
+    Operation(
+        method="patch",
+        path="/v1/models/{name}/deployment",
+        tag="models",
+        summary="Change some of how a model is served",
+        description="Fields that are given replace what there is, null by the default; of aliases and traffic the "
+        "entries that are given, null removes one.",
+        parameters=[NAME, IF_MATCH],
+        body={"application/json": {"type": "object"}},
+        example={"traffic": {"4": 0.5, "3": 0.5}},
+        answer=json(Deployment),
+    ),
+    Operation(
+        method="put",
+        path="/v1/models/{name}/aliases/{alias}",
+        tag="models",
+        summary="Let an alias mean a version",
+        description='Requests to "name@alias" get that version from the answer on. It is loaded first; 404 where it is '
+        "not published, 409 where it does not load or where the alias means another version than `expected`.",
+        parameters=[NAME, ALIAS, IF_MATCH],
+        body=json(AliasRequest),
+        example={"version": 3, "expected": 2},
+        answer=json(AliasObject),
+    ),
+    Operation(
+        method="delete",
+        path="/v1/models/{name}/aliases/{alias}",
+        tag="models",
+        summary="Remove an alias",
+        parameters=[NAME, ALIAS, IF_MATCH],
+        answer=json(AliasObject),
     ),
     Operation(
         method="get",

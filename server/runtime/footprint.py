@@ -3,8 +3,8 @@
 Resident growth cannot be read off a process that does other things meanwhile, so it was measured once, in processes of
 their own (ONNX Runtime 1.31 on a CPU, graphs of 94 and 101 MB): 24 MatMul layers took 1.1 times the size of their
 files with the weights beside the graph and 1.3 times with the weights in it; 10 convolutions 2.3 and 3.2 times, because
-their weights are kept once more in the order that the kernels read. The larger of each is taken. The keys and values of a language model are
-not counted: `generation_tokens` bounds them.
+their weights are kept once more in the order that the kernels read. The larger of each is taken. The keys and values of
+a language model are not counted: `generation_tokens` bounds them.
 """
 
 from __future__ import annotations

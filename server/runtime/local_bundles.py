@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from export.bundle import MANIFEST
+from export.bundle import MANIFEST, Manifest, read_manifest
 from server.runtime.deployment import DEPLOYMENT, Deployment, read, write
 
 # A folder changed less than this before it was read may change again at the same time of its clock.
@@ -44,6 +44,9 @@ class Bundles(Protocol):
 
     def fetch(self, name: str, version: int) -> Path:
         """The bundle's folder on this machine. Raises OSError."""
+
+    def manifest(self, name: str, version: int) -> Manifest:
+        """Raises DamagedBundle, OSError."""
 
     def deployment(self, name: str) -> Deployment:
         """Raises DeploymentError, OSError."""
@@ -89,6 +92,9 @@ class LocalBundles:
 
     def fetch(self, name: str, version: int) -> Path:
         return self.folder / name / str(version)
+
+    def manifest(self, name: str, version: int) -> Manifest:
+        return read_manifest(self.folder / name / str(version))
 
     def deployment(self, name: str) -> Deployment:
         return read(self.folder / name)

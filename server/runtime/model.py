@@ -112,6 +112,7 @@ class Model:
         self.inline = loaded.inline
         self.generator = generator(loaded.manifest)
         self.requests = 0  # that are open
+        self.used = time.perf_counter()  # when it was last asked for
         labels = (self.name, str(self.version))
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
