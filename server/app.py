@@ -15,7 +15,9 @@ from litestar.datastructures import State
 from finetune.data.files import FileStore
 from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
+from server.access import Access
 from server.errors import exception_handlers
+from server.keys import KeyStore
 from server.machine_metrics import MachineMetrics
 from server.metrics import Metrics
 from server.routes import (
@@ -29,6 +31,7 @@ from server.routes import (
     health,
     images,
     jobs,
+    keys,
     models,
     predict,
     tokenize,
@@ -41,7 +44,9 @@ log = logging.getLogger("espalier.app")
 
 def create_app(settings: Settings) -> Litestar:
     """The application for `settings`. Nothing is opened before its lifespan starts."""
-    state = State({"settings": settings, "metrics": Metrics(), "stopping": asyncio.Event()})
+    metrics, access = Metrics(), Access(settings)
+    metrics.registry.register(access)
+    state = State({"settings": settings, "metrics": metrics, "access": access, "stopping": asyncio.Event()})
     return Litestar(
         route_handlers=[
             *classify.handlers,
@@ -55,6 +60,7 @@ def create_app(settings: Settings) -> Litestar:
             *jobs.handlers,
             *models.handlers,
             *deployments.handlers,
+            *keys.handlers,
             *health.handlers,
             *docs.handlers,
         ],
@@ -77,6 +83,8 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     file_store = FileStore(settings.home / "files")
     known = [record.id for record in (await asyncio.to_thread(store.list_files, limit=10_000_000))[0]]
     await asyncio.to_thread(file_store.sweep, known)
+    app.state.api_keys = KeyStore(store)
+    await app.state.access.start(app.state.api_keys)
     repository = Repository(settings, metrics)
     app.state.store, app.state.files, app.state.repository = store, file_store, repository
     metrics.jobs.states, metrics.jobs.training = store.counts_by_state, store.running_metrics
@@ -103,4 +111,5 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         if executor is not None:
             await executor.stop()
         await repository.stop()
+        await app.state.access.stop()
         await asyncio.to_thread(store.close)

@@ -9,8 +9,10 @@ import sys
 from contextlib import suppress
 
 import uvicorn
+from litestar.types import ASGIApp
 
 from server import logs
+from server.access import Access, AccessLayer
 from server.app import create_app
 from server.process import age_seconds, resident_bytes
 from server.request_log import RequestLog
@@ -24,8 +26,10 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings) -> None:
         self.application = create_app(settings)
+        access: Access = self.application.state.access
+        guarded: ASGIApp = AccessLayer(self.application, access) if access.on else self.application
         config = uvicorn.Config(
-            RequestLog(self.application, settings.slow_seconds),
+            RequestLog(guarded, settings.slow_seconds),
             host=settings.host,
             port=settings.port,
             loop="asyncio" if sys.platform == "win32" else "uvloop",

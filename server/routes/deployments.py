@@ -159,6 +159,8 @@ def told(error: Exception, unknown: int = 400) -> ApiError:
         case CannotLoad(retry_after=seconds):
             headers = {"retry-after": str(seconds)}
             return ApiError(503, f"{error}; all stays as it was", code="model_unavailable", headers=headers)
+        case DeploymentError(field=str(field)):
+            return ApiError(400, f"{field}: {error}", param=field)
         case DeploymentError():
             return ApiError(409, f"{error}; mend the file, or delete it", code="broken_deployment")
     return ApiError(503, f"the repository: {error}", code="repository_unavailable")

@@ -105,7 +105,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class DeploymentError(ValueError):
-    """A deployment that cannot be; the message names where it is from, the field and what is expected."""
+    """A deployment that cannot be; the message names where it is from, the field and what is expected. field: of one
+    that is well-formed and not for this model."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def decoded(content: bytes, source: str) -> Deployment:

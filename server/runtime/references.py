@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 from server.runtime.model import Model
 
+Session = Callable[[], str | None]
+
 
 class UnknownModel(LookupError):
     """No such model, version or alias, or it is not served; the message says what is."""
@@ -54,8 +56,8 @@ class References:
         self.shown: dict[str, list[str]] = {}
         self.watchers: list[Callable[[], None]] = []
 
-    def get(self, reference: str, session: str | None = None) -> Model:
-        """The model that a reference means. session: the id by which a split name stays with a version.
+    def get(self, reference: str, session: Session | None = None) -> Model:
+        """The model that a reference means. session: tells the id by which a split name stays with a version.
 
         Raises UnknownModel; NotLoaded for one that must be loaded first.
         """
@@ -69,7 +71,7 @@ class References:
         model.used = time.perf_counter()
         return model
 
-    def resolve(self, reference: str, session: str | None = None) -> tuple[str, int]:
+    def resolve(self, reference: str, session: Session | None = None) -> tuple[str, int]:
         """Name and version, loaded or to be loaded. Raises UnknownModel."""
         name, number, alias = parts(reference)
         view = self.views.get(name)
@@ -91,7 +93,7 @@ class References:
             served = f"version {there[0]} is" if len(there) == 1 else f"versions {', '.join(there) or 'none'} are"
             raise UnknownModel(f"version {number!r} of {name} is not loaded{why}; {served} served")
         if view.split:
-            return name, chosen(view.split, session)
+            return name, chosen(view.split, session() if session is not None else None)
         if view.newest is None:
             reasons = "; ".join(f"version {one}: {why}" for one, why in sorted(view.absent.items()))
             raise UnknownModel(f"no version of {name} is served; {reasons or 'there is none'}")

@@ -31,6 +31,7 @@ from server.runtime.local_bundles import Bundles, LocalBundles
 from server.runtime.model import Model, load
 from server.runtime.references import NotLoaded, References, UnknownModel, View, parts
 from server.runtime.served import NOTHING, Plan, Refusal, Served, Standing
+from server.runtime.shadowing import Shadowing
 from server.settings import Settings
 
 __all__ = ["CannotLoad", "Entry", "NotLoaded", "Repository", "UnknownModel", "UnknownVersion"]
@@ -177,6 +178,10 @@ class Repository(References):
                 _check(served, deployment, old)
                 plan = await self._plan(served, deployment, strict=True)
                 try:
+                    if deployment.shadow and any(one.model.engine for one in plan.standings.values()):
+                        raise DeploymentError(
+                            "a language model is not shadowed, only what answers in batches", "shadow"
+                        )
                     replaced = await asyncio.to_thread(self.bundles.deploy, name, deployment, old)
                 except BaseException:
                     self._discard(served, plan.standings.values())
@@ -385,11 +390,37 @@ class Repository(References):
                 self._retire(standing)
 
     def _show(self, served: Served) -> None:
-        for standing in served.standings.values():
+        self._shadow(served)
+        for version, standing in served.standings.items():
             if not standing.served:
                 self._measure(standing)
+            shadowing = None if served.shadow is None or served.shadow.version == version else served.shadowing
+            standing.model.shadow = shadowing.of(standing.model) if shadowing else None
         self.show(served.name, served.view, {version: one.model for version, one in served.standings.items()})
         self.metrics.aliases[served.name] = served.view.aliases
+
+    def _shadow(self, served: Served) -> None:
+        """Have what asks the shadow that the deployment names."""
+        shadow = served.deployment.shadow
+        if shadow == served.shadow:
+            return
+        served.shadow, served.shadowing = shadow, None
+        if shadow is None:
+            return
+        name, version = served.name, shadow.version
+
+        async def find() -> Model:
+            try:
+                return self.get(f"{name}:{version}")
+            except NotLoaded:
+                await self._demand(served, version)
+                return self.get(f"{name}:{version}")
+
+        def count(outcome: str) -> None:
+            self.metrics.shadows[name, str(version), outcome] += 1
+
+        seconds = served.deployment.request_seconds or self.settings.request_seconds
+        served.shadowing = Shadowing(shadow.share, seconds, find, count)
 
     def _discard(self, served: Served, standings: Iterable[Standing]) -> None:
         """Close what was loaded and is not to be served after all."""

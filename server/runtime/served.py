@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from server.runtime.deployment import All, Deployment, Latest
+from server.runtime.deployment import All, Deployment, Latest, Shadow
 from server.runtime.local_bundles import Mark, Published
 from server.runtime.model import Model
 from server.runtime.references import View
+from server.runtime.shadowing import Shadowing
 
 UNLOADED = "unloaded by request"
 UNWANTED = "not among the versions that the deployment serves"
@@ -64,6 +65,8 @@ class Served:
     retry: bool = False
     task: asyncio.Task[None] | None = None
     view: View = BEFORE
+    shadow: Shadow | None = None
+    shadowing: Shadowing | None = None
 
     def available(self) -> list[int]:
         """Versions that may be served, newest first."""
