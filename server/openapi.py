@@ -379,10 +379,18 @@ OPERATIONS = (
     ),
     Operation(
         method="get",
-        path="/v1/models/{model_id}",
+        path="/v1/models/{name}",
         tag="models",
         summary="One model, a served one with its manifest",
-        parameters=[parameter("model_id", "path", TEXT, '"name", "name:version" or "name@alias"')],
+        parameters=[parameter("name", "path", TEXT, '"name", "name:version" or "name@alias"')],
+        answer=json(ModelDetails),
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{owner}/{name}",
+        tag="models",
+        summary="One model that can be fine-tuned, by its name on the hub",
+        parameters=[parameter("owner", "path", TEXT, "whose it is"), parameter("name", "path", TEXT, "its name")],
         answer=json(ModelDetails),
     ),
     Operation(

@@ -152,10 +152,19 @@ async def list_models(state: State) -> ModelList:
     return ModelList(data=await current(state))
 
 
-@get("/v1/models/{model_id:path}")
-async def get_model(state: State, model_id: FromPath[str]) -> ModelDetails:
+@get("/v1/models/{name:str}")
+async def get_model(state: State, name: FromPath[str]) -> ModelDetails:
     """One model; a served one with its manifest: tensors, pre-processing, labels, metrics, parity, lineage."""
-    wanted = model_id.lstrip("/")
+    return await details(state, name)
+
+
+@get("/v1/models/{owner:str}/{name:str}")
+async def get_owned_model(state: State, owner: FromPath[str], name: FromPath[str]) -> ModelDetails:
+    """One that can be fine-tuned and is called as the hub calls it."""
+    return await details(state, f"{owner}/{name}")
+
+
+async def details(state: State, wanted: str) -> ModelDetails:
     repository: Repository = state.repository
     try:
         name, version = repository.resolve(wanted)
@@ -173,4 +182,4 @@ async def get_model(state: State, model_id: FromPath[str]) -> ModelDetails:
     return ModelDetails(**msgspec.structs.asdict(found), manifest=msgspec.to_builtins(manifest))
 
 
-handlers = [list_models, get_model]
+handlers = [list_models, get_model, get_owned_model]
