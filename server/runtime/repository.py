@@ -533,7 +533,7 @@ class Repository(References):
         labels = (model.name, str(model.version))
         self.metrics.model_info.labels(*labels, model.manifest.task, model.provider).set(1)
         self.metrics.load_seconds.labels(*labels).set(standing.seconds)
-        self.metrics.queue[labels] = model.waiting
+        self.metrics.queue[labels], self.metrics.admitted[labels] = model.waiting, model.admitted
         self.metrics.memory[labels] = standing.bytes
         log.info("serving %s version %s on %s, loaded in %.2f s", *labels, model.provider, standing.seconds)
 
@@ -592,6 +592,7 @@ class Repository(References):
         if new is not None or not standing.served:
             return  # the other labels are those of another
         self.metrics.queue.pop(labels, None)
+        self.metrics.admitted.pop(labels, None)
         self.metrics.memory.pop(labels, None)
         self.metrics.generation.retire(*labels)
         self.metrics.load_seconds.remove(*labels)
