@@ -345,8 +345,9 @@ async def replied(
         if (model := exchange.model) is not None:
             model.requests -= 1
     exchange.metrics.requests[route, model.name if model is not None else "", str(status)] += 1
-    if model is not None and status == 200:
-        model.request_seconds.observe(time.perf_counter() - exchange.start)
+    if model is not None:
+        spent = model.request_seconds if status == 200 else model.failed_seconds
+        spent.observe(time.perf_counter() - exchange.start)
     return status, body
 
 
