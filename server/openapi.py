@@ -612,7 +612,7 @@ OPERATIONS = (
         path="/metrics",
         tag="health",
         summary="Metrics in Prometheus's format",
-        answer={"text/plain": TEXT},
+        answer={"text/plain": TEXT, "application/openmetrics-text": TEXT},
     ),
 )
 
