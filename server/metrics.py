@@ -7,11 +7,12 @@ for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -53,6 +54,13 @@ class Metrics:
         self.grpc_requests: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.generation = Generation()
         self.queue: dict[tuple[str, str], Callable[[], int]] = {}
+        # Of the repository: footprints by model and version, loads by model and outcome, evictions, aliases.
+        self.memory: dict[tuple[str, str], int] = {}
+        self.loads: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.evictions: defaultdict[str, int] = defaultdict(int)
+        self.aliases: dict[str, Mapping[str, int]] = {}
+        # Requests that were also asked of a shadow, by model, its version and what came of it.
+        self.shadows: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.admitted: dict[tuple[str, str], Callable[[], float]] = {}
         self.rejected: defaultdict[tuple[str, str], int] = defaultdict(int)  # by model and reason
         self.model_info = Gauge(
@@ -97,7 +105,38 @@ class Metrics:
         yield admitted
         yield rejected
         yield calls
+        yield from self._repository()
+
+    def _repository(self) -> Iterator[Metric]:
+        memory = Metric("espalier_session_memory_bytes", "memory a loaded version takes, by its files", "gauge")
+        for (name, number), size in list(self.memory.items()):
+            memory.add_sample("espalier_session_memory_bytes", {"model": name, "version": number}, size)
+        yield memory
+        loads = Metric("espalier_model_loads", "versions loaded, or failed to", "counter")
+        for (name, outcome), count in list(self.loads.items()):
+            loads.add_sample("espalier_model_loads_total", {"model": name, "outcome": outcome}, count)
+        yield loads
+        evictions = Metric("espalier_model_evictions", "lazy versions evicted to make room", "counter")
+        for name, count in list(self.evictions.items()):
+            evictions.add_sample("espalier_model_evictions_total", {"model": name}, count)
+        yield evictions
+        aliases = Metric("espalier_alias_info", "1 for every alias; the version that it means", "gauge")
+        for name, versions in list(self.aliases.items()):
+            for alias, version in versions.items():
+                labels = {"model": name, "alias": alias, "version": str(version)}
+                aliases.add_sample("espalier_alias_info", labels, 1)
+        yield aliases
+        shadows = Metric("espalier_shadow_requests", "requests also asked of a shadow, by outcome", "counter")
+        for (name, number, outcome), count in list(self.shadows.items()):
+            labels = {"model": name, "version": number, "outcome": outcome}
+            shadows.add_sample("espalier_shadow_requests_total", labels, count)
+        yield shadows
 
     def render(self) -> bytes:
-        """The exposition format's text."""
+        """All of them in Prometheus's text format 0.0.4."""
         return generate_latest(self.registry)
+
+    def render_open(self) -> bytes:
+        """All of them in OpenMetrics 1.0.0, which has exemplars."""
+        text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+        return text

@@ -115,6 +115,9 @@ class Model:
         self.generator = generator(loaded.manifest)
         self.signature = signature(loaded.manifest)
         self.requests = 0  # that are open
+        self.used = time.perf_counter()  # when it was last asked for
+        # Told of every request, to ask another version as well.
+        self.shadow: Callable[[Ticket, Block, Wanted], None] | None = None
         # Rows that may wait, and seconds that a request may.
         self.queue_limit = loaded.deployment.queue_limit or settings.queue_limit
         self.timeout = loaded.deployment.request_seconds or settings.request_seconds
@@ -204,7 +207,11 @@ class Model:
         """
         batcher = self.images if self.images is not None and wanted == "generate" else self.batcher
         assert batcher is not None, "what has an engine takes orders"
-        return batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+        ticket = batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+        self.used = ticket.queued
+        if self.shadow is not None:
+            self.shadow(ticket, block, wanted)
+        return ticket
 
     def admit(self, left: float, priority: int) -> None:
         """Ask before the input of a request is read, which counts as open already: whether it can be answered in the
