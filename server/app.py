@@ -7,7 +7,7 @@ import gc
 import importlib.util
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -34,6 +34,7 @@ from server.routes import (
     models,
     predict,
     tokenize,
+    v2,
 )
 from server.runtime.repository import Repository
 from server.settings import Settings
@@ -59,6 +60,7 @@ def create_app(settings: Settings) -> Litestar:
             *jobs.handlers,
             *models.handlers,
             *keys.handlers,
+            *v2.handlers,
             *health.handlers,
             *docs.handlers,
         ],
@@ -69,6 +71,15 @@ def create_app(settings: Settings) -> Litestar:
         request_max_body_size=settings.max_body_bytes,
         logging_config=None,
     )
+
+
+def grpc_serving(state: State) -> AbstractAsyncContextManager[None]:
+    """gRPC beside HTTP, where the settings ask for it."""
+    if state.settings.grpc_port is None:
+        return nullcontext()
+    from server.grpc.server import serving
+
+    return serving(state)
 
 
 @asynccontextmanager
@@ -104,7 +115,8 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()
     try:
-        yield
+        async with grpc_serving(app.state):
+            yield
     finally:
         if executor is not None:
             await executor.stop()

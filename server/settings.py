@@ -23,6 +23,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
+    grpc_port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(description="port of the inference protocol over gRPC; 0 takes a free one, none: not offered"),
+    ] = None
     home: Annotated[Path, Meta(description="folder of everything the server keeps")] = Path("espalier-data")
     database: Annotated[str, Meta(description="SQLAlchemy URL of the job store; empty: SQLite in home")] = ""
     repository: Annotated[Path, Meta(description="folder of published models; empty: home/repository")] = Path()
@@ -39,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=0, description="tokens of all sequences in memory; 0: a quarter of the machine's")
     ] = 0
     queue_limit: Annotated[int, Meta(ge=1, description="waiting requests a model; more are told to come back")] = 1024
+    queue_bytes: Annotated[int, Meta(ge=1, description="bytes of the inputs that wait for one model")] = 256 * 2**20
     request_seconds: Annotated[float, Meta(gt=0, description="an inference request older than this is dropped")] = 30.0
     max_upload_bytes: Annotated[int, Meta(ge=1, description="largest file that may be uploaded")] = 20 * 2**30
     max_body_bytes: Annotated[int, Meta(ge=1, description="largest body of every other request")] = 32 * 2**20
