@@ -167,6 +167,8 @@ class Repository:
         self.metrics.model_info.labels(*labels, model.manifest.task, model.provider).set(1)
         self.metrics.load_seconds.labels(*labels).set(loaded.seconds)
         self.metrics.queue[labels], self.metrics.admitted[labels] = model.waiting, model.admitted
+        if model.cache is not None:
+            self.metrics.cached_bytes[labels] = model.cached_bytes
         log.info("serving %s version %d on %s, loaded in %.2f s", name, model.version, model.provider, loaded.seconds)
 
     def _retire(self, model: Model) -> asyncio.Task[None]:
@@ -176,6 +178,7 @@ class Repository:
         labels = (model.name, str(model.version))
         self.metrics.queue.pop(labels, None)
         self.metrics.admitted.pop(labels, None)
+        self.metrics.cached_bytes.pop(labels, None)
         self.metrics.generation.retire(*labels)
         self.metrics.model_info.remove(*labels, model.manifest.task, model.provider)
         self.metrics.load_seconds.remove(*labels)
