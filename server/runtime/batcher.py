@@ -26,6 +26,7 @@ import numpy as np
 
 from server.histograms import Distribution
 from server.runtime.answers import Rows
+from server.runtime.runs import Runs
 from server.runtime.throughput import Throughput
 
 # A batch is filled with rows of other lengths while less than this share of it is padding.
@@ -169,6 +170,7 @@ class Batcher:
         batches: Distribution,
         queue_seconds: Distribution,
         inference_seconds: Distribution,
+        runs: Runs,
         refused: Callable[[str], None],
         preferred: Sequence[int] = (),
     ) -> None:
@@ -187,6 +189,7 @@ class Batcher:
         self.refused = refused
         self.length = length
         self.batches, self.queue_seconds, self.inference_seconds = batches, queue_seconds, inference_seconds
+        self.runs = runs
         self.loop = asyncio.get_running_loop()
         self.normal = Lane(0)
         self.lanes = {0: self.normal}
@@ -404,6 +407,8 @@ class Batcher:
                 else:
                     self._add_part(ticket, places, value)
             first = last
+        if found is not None:
+            self.runs.add(len(batch), first, seconds)
 
     def _add_part(self, ticket: Ticket, places: Sequence[int], value: Value) -> None:
         if ticket.parts is None:
