@@ -7,6 +7,8 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from litestar.types import ASGIApp
@@ -14,6 +16,7 @@ from litestar.types import ASGIApp
 from server import logs
 from server.access import Access, AccessLayer
 from server.app import create_app
+from server.hot_lane import HotLane, Lane
 from server.process import age_seconds, resident_bytes
 from server.request_log import RequestLog
 from server.settings import Settings
@@ -28,12 +31,13 @@ class Server(uvicorn.Server):
         self.application = create_app(settings)
         access: Access = self.application.state.access
         guarded: ASGIApp = AccessLayer(self.application, access) if access.on else self.application
+        requests = RequestLog(guarded, settings.slow_seconds, self.application.state.traces)
         config = uvicorn.Config(
-            RequestLog(guarded, settings.slow_seconds),
+            requests,
             host=settings.host,
             port=settings.port,
             loop="asyncio" if sys.platform == "win32" else "uvloop",
-            http="httptools",
+            http=cast(Any, partial(HotLane, lane=Lane(self.application.state, requests))),
             ws="none",
             proxy_headers=False,
             lifespan="on",

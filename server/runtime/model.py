@@ -21,16 +21,18 @@ from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, answers, generator
-from server.runtime.batcher import Batcher, Block, Run, Ticket, Value, Wanted
+from server.runtime.batcher import MOST_OF_THE_TIME, Batcher, Block, Overloaded, Run, Ticket, Value, Wanted
 from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
 from server.runtime.placement import Placement, graph_of, placement
+from server.runtime.response_cache import ResponseCache
 from server.runtime.session import CPU, Inputs, Session, usable
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
 from server.settings import Settings
+from server.tensors import signature
 
 # A full batch that is done sooner than this runs on the event loop: handing it over and back costs about as much.
 INLINE_SECONDS = 0.001
@@ -116,30 +118,39 @@ class Model:
     before a newer version came is answered by this one, and with the last of them its session is freed."""
 
     def __init__(self, loaded: Loaded, metrics: Metrics, settings: Settings) -> None:
-        self.manifest = loaded.manifest
+        self.manifest, self.deployment = loaded.manifest, loaded.deployment
         self.name, self.version = loaded.manifest.name, loaded.manifest.version
         self.fingerprint = fingerprint(loaded.manifest)
         self.texts, self.writer, self.language = loaded.texts, loaded.writer, loaded.language
         self.inline = loaded.inline
         self.generator = generator(loaded.manifest)
+        self.signature = signature(loaded.manifest)
         self.requests = 0  # that are open
+        self.used = time.perf_counter()  # when it was last asked for
+        # Told of every request, to ask another version as well.
+        self.shadow: Callable[[Ticket, Block, Wanted], None] | None = None
+        # Rows that may wait, and seconds that a request may.
+        self.queue_limit = loaded.deployment.queue_limit or settings.queue_limit
+        self.timeout = loaded.deployment.request_seconds or settings.request_seconds
         labels = (self.name, str(self.version))
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.request_seconds = metrics.latency.labels(*labels)
+        self.failed_seconds = metrics.failures.labels(*labels)
         # The queue before model.onnx, and that before the graph which makes images where this is another.
         self.batcher: Batcher | None = None
         self.images: Batcher | None = None
         # Whether outputs of the graph itself can be asked for.
         self.raw = loaded.session is not None and loaded.writer is None
         self.engine: Engine | None = None
+        self.cache: ResponseCache | None = None
         if (language := loaded.language) is not None:
             self.provider = language.slots.provider
             self.engine = Engine(
                 language.slots,
                 ends=language.ends,
                 text=language.texts.decode,
-                queue_limit=settings.queue_limit,
+                queue_limit=self.queue_limit,
                 metrics=metrics.generation.of(*labels),
             )
             self.answers = {"complete"} if language.template is None else {"complete", "chat"}
@@ -149,17 +160,31 @@ class Model:
         self.provider = session.provider
         known = answers(loaded.manifest)
 
+        deployed, batching = loaded.deployment, loaded.manifest.batching
+        delay = batching.max_queue_delay_ms if deployed.max_queue_delay_ms is None else deployed.max_queue_delay_ms
+        rejected, cached = metrics.rejected, metrics.cache
+
+        def refused(reason: str) -> None:
+            rejected[self.name, reason] += 1
+
+        def counted(event: str) -> None:
+            cached[self.name, event] += 1
+
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
                 run,
-                max_batch_size=loaded.manifest.batching.max_batch_size,
-                max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
-                queue_limit=settings.queue_limit,
+                max_batch_size=deployed.max_batch_size or batching.max_batch_size,
+                max_queue_delay=delay / 1e3,
+                queue_limit=self.queue_limit,
+                queue_bytes=settings.queue_bytes,
                 parallel=parallel,
                 length=length,
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
+                runs=metrics.runs[labels],
+                refused=refused,
+                preferred=deployed.preferred_batch_sizes,
             )
 
         self.batcher = batcher(
@@ -168,6 +193,8 @@ class Model:
             len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
         )
         self.answers = {"complete"} if loaded.writer else set(known)
+        if deployed.cache is not None and loaded.writer is None:  # what is written may be drawn anew each time
+            self.cache = ResponseCache(deployed.cache.ttl_seconds, deployed.cache.max_bytes, counted)
         if loaded.images is not None:
             self.images = batcher(_generating(loaded.images), loaded.images.parallel, None)
             self.answers.add("generate")
@@ -192,12 +219,46 @@ class Model:
         block: of a vector float32 [rows, features], of an image uint8 [rows, height, width, channels], of noise float32
         [rows, latent]; of a text a list of lists of token ids, of a series a list of float32 [steps, channels]; of a
         translation a list of Prompts. wanted: one of `answers`, or, where `raw`, names of outputs of the graph.
-        deadline: on time.perf_counter's clock. gone: whether the client has left. Raises QueueFull. Not of a model with
-        an engine.
+        deadline: on time.perf_counter's clock. gone: whether the client has left. priority: in PRIORITIES, higher goes
+        first. Raises QueueFull. Not of a model with an engine.
         """
         batcher = self.images if self.images is not None and wanted == "generate" else self.batcher
         assert batcher is not None, "what has an engine takes orders"
-        return batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+        if self.cache is None:
+            ticket = batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+        else:
+            ticket = self.cache.submit(
+                block, wanted, deadline=deadline, gone=gone, priority=priority, submit=batcher.submit
+            )
+        self.used = ticket.queued
+        if self.shadow is not None:
+            self.shadow(ticket, block, wanted)
+        return ticket
+
+    def admit(self, left: float, priority: int) -> None:
+        """Ask before the input of a request is read, which counts as open already: whether it can be answered in the
+        seconds that are left. Raises Overloaded.
+
+        Open requests are read, wait and run: beyond those that fill two rounds of batches there may be as many as were
+        answered of late in the time that this one has.
+        """
+        if (batcher := self.batcher) is None or self.cache is not None:  # the answer may be there
+            return
+        batcher.admit(left, priority)
+        if self.requests > (freely := 2 * batcher.max_batch_size * max(1, batcher.parallel)) and priority <= 0:
+            rate = batcher.answered.rate()
+            if self.requests > max(freely, MOST_OF_THE_TIME * left * rate):
+                batcher.refused("overload")
+                raise Overloaded(1, self.requests / rate)
+
+    def admitted(self) -> float:
+        """Rows that may wait now, of requests with the usual time."""
+        if self.batcher is None:
+            return self.queue_limit
+        return min(self.queue_limit, MOST_OF_THE_TIME * self.timeout * self.batcher.throughput.rate())
+
+    def cached_bytes(self) -> int:
+        return 0 if self.cache is None else self.cache.bytes
 
     def waiting(self) -> int:
         """Rows that wait for a run, or orders for a slot."""
