@@ -24,6 +24,7 @@ from server.routes import (
     chat,
     classify,
     completions,
+    deployments,
     docs,
     embeddings,
     files,
@@ -38,15 +39,25 @@ from server.routes import (
 )
 from server.runtime.repository import Repository
 from server.settings import Settings
+from server.traces import Traces, traces
 
 log = logging.getLogger("espalier.app")
 
 
 def create_app(settings: Settings) -> Litestar:
-    """The application for `settings`. Nothing is opened before its lifespan starts."""
+    """The application for `settings`. Nothing is opened before its lifespan starts. Raises SettingsError for one that
+    needs a package which is not installed."""
     metrics, access = Metrics(), Access(settings)
     metrics.registry.register(access)
-    state = State({"settings": settings, "metrics": metrics, "access": access, "stopping": asyncio.Event()})
+    state = State(
+        {
+            "settings": settings,
+            "metrics": metrics,
+            "access": access,
+            "traces": traces(settings),
+            "stopping": asyncio.Event(),
+        }
+    )
     return Litestar(
         route_handlers=[
             *classify.handlers,
@@ -59,6 +70,7 @@ def create_app(settings: Settings) -> Litestar:
             *files.handlers,
             *jobs.handlers,
             *models.handlers,
+            *deployments.handlers,
             *keys.handlers,
             *v2.handlers,
             *health.handlers,
@@ -94,6 +106,9 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     await asyncio.to_thread(file_store.sweep, known)
     app.state.api_keys = KeyStore(store)
     await app.state.access.start(app.state.api_keys)
+    sent: Traces | None = app.state.traces
+    if sent is not None:
+        sent.start()
     repository = Repository(settings, metrics)
     app.state.store, app.state.files, app.state.repository = store, file_store, repository
     metrics.jobs.states, metrics.jobs.training = store.counts_by_state, store.running_metrics
@@ -122,4 +137,6 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
             await executor.stop()
         await repository.stop()
         await app.state.access.stop()
+        if sent is not None:
+            await sent.stop()
         await asyncio.to_thread(store.close)

@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
         self.application = create_app(settings)
         access: Access = self.application.state.access
         guarded: ASGIApp = AccessLayer(self.application, access) if access.on else self.application
-        requests = RequestLog(guarded, settings.slow_seconds)
+        requests = RequestLog(guarded, settings.slow_seconds, self.application.state.traces)
         config = uvicorn.Config(
             requests,
             host=settings.host,

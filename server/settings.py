@@ -47,14 +47,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     request_seconds: Annotated[float, Meta(gt=0, description="an inference request older than this is dropped")] = 30.0
     max_upload_bytes: Annotated[int, Meta(ge=1, description="largest file that may be uploaded")] = 20 * 2**30
     max_body_bytes: Annotated[int, Meta(ge=1, description="largest body of every other request")] = 32 * 2**20
+    lazy: Annotated[bool, Meta(description="load models when first asked for, where their deployment does not say")] = (
+        False
+    )
+    model_memory_bytes: Annotated[
+        int, Meta(ge=0, description="memory that models may take; lazy ones are evicted for it; 0: any")
+    ] = 0
     poll_seconds: Annotated[float, Meta(gt=0, description="how often the repository is looked through")] = 1.0
     drain_seconds: Annotated[float, Meta(ge=0, description="how long a shutdown waits for open requests")] = 30.0
-    slow_seconds: Annotated[float, Meta(gt=0, description="requests slower than this get a line in the log")] = 5.0
+    slow_seconds: Annotated[
+        float, Meta(ge=0, description="requests slower than this get a line in the log; 0: all do")
+    ] = 5.0
     auth: Annotated[
         Literal["auto", "on", "off"],
         Meta(description="whether requests need an API key; auto: where others than this machine can reach the server"),
     ] = "auto"
     open_metrics: Annotated[bool, Meta(description="answer /metrics without a key where others need one")] = False
+    otlp_endpoint: Annotated[
+        str, Meta(description="OpenTelemetry collector (OTLP over HTTP) that traces are sent to; empty: none")
+    ] = ""
+    trace_share: Annotated[
+        float, Meta(ge=0, le=1, description="share of requests that are traced, where no traceparent header says it")
+    ] = 0.01
     worker: Annotated[bool, Meta(description="run fine-tuning jobs on this machine")] = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level logged")] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="one line of text, or of JSON, an event")] = "text"

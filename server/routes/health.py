@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.datastructures import State
 
 from server.metrics import Metrics
 from server.runtime.repository import Repository
 
+OPEN_METRICS = "application/openmetrics-text"
+
 
 class Health(msgspec.Struct, kw_only=True):
-    """`models`: how many are served."""
+    """`models`: how many are served, those included that are loaded when they are asked for."""
 
     status: str
     server: str = "espalier"
@@ -30,13 +34,17 @@ def ready(state: State) -> Response[Health]:
     repository: Repository = state.repository
     if state.stopping.is_set():
         return Response(Health(status="stopping"), status_code=503)
-    return Response(Health(status="ready", models=len(repository.models)))
+    served = sum(view.newest is not None for view in repository.views.values())
+    return Response(Health(status="ready", models=served))
 
 
 @get("/metrics", sync_to_thread=True)
-def metrics(state: State) -> Response[bytes]:
-    """All metrics in Prometheus's text format."""
+def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+    """All metrics in Prometheus's text format, or in OpenMetrics where that is accepted."""
     found: Metrics = state.metrics
+    accepted = [one.partition(";")[0].strip() for one in request.headers.get("accept", "").split(",")]
+    if OPEN_METRICS in accepted:
+        return Response(found.render_open(), media_type=f"{OPEN_METRICS}; version=1.0.0; charset=utf-8")
     return Response(found.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
