@@ -13,7 +13,7 @@ from typing import Any, cast
 import uvicorn
 from litestar.types import ASGIApp
 
-from server import logs
+from server import heap, logs
 from server.access import Access, AccessLayer
 from server.app import create_app
 from server.hot_lane import HotLane, Lane
@@ -67,6 +67,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit status."""
+    heap.settle()
     logs.configure(settings)
     server = Server(settings)
     # uvicorn raises the signal again once it has stopped in order, which is no failure.
