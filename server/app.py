@@ -16,6 +16,7 @@ from finetune.data.files import FileStore
 from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
 from server.errors import exception_handlers
+from server.machine_metrics import MachineMetrics
 from server.metrics import Metrics
 from server.routes import (
     chat,
@@ -77,6 +78,7 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     repository = Repository(settings, metrics)
     app.state.store, app.state.files, app.state.repository = store, file_store, repository
     metrics.jobs.states, metrics.jobs.training = store.counts_by_state, store.running_metrics
+    metrics.registry.register(MachineMetrics({"home": settings.home, "repository": settings.repository}))
     await repository.start()
     executor = None
     if settings.worker and importlib.util.find_spec("torch") is None:

@@ -7,6 +7,7 @@ OpenAPI, metrics) is as with the typed ones. X-Request-Timeout (seconds) drops a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -23,7 +24,7 @@ from server.errors import ApiError, request_id
 from server.metrics import Metrics
 from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket
 from server.runtime.model import Model
-from server.runtime.repository import Repository, UnknownModel
+from server.runtime.repository import CannotLoad, NotLoaded, Repository, UnknownModel
 from server.settings import Settings
 
 log = logging.getLogger("espalier.inference")
@@ -145,21 +146,39 @@ class Exchange:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    def find(self, reference: str | None, answer: str | None) -> Model:
-        """The model a request names; answer: what is asked of it, None: what any can do.
+    async def find(self, reference: str | None, answer: str | None) -> Model:
+        """The model a request names, once it is loaded; answer: what is asked of it, None: what any can do.
 
-        Raises ApiError 400 when it names none or one that cannot answer so, 404 when it is not served.
+        Raises ApiError 400 when it names none or one that cannot answer so, 404 when it is not served, 503 when it
+        cannot be loaded now, 408 when that takes longer than the request may.
         """
         if not reference:
             raise ApiError(400, "name a model: `model` in the body, or ?model=… beside a raw body", param="model")
         try:
-            self.model = self.repository.get(reference)
+            while True:  # what was loaded may be evicted before this goes on
+                try:
+                    model = self.repository.get(reference)
+                    break
+                except NotLoaded:
+                    await self.result(self._load(reference))
         except UnknownModel as error:
             raise ApiError(404, str(error), param="model", code="model_not_found") from error
-        self.model.requests += 1
-        if answer is not None and answer not in self.model.answers:
-            raise ApiError(400, cannot(self.model, answer), param="model")
-        return self.model
+        self.model = model
+        model.requests += 1
+        if answer is not None and answer not in model.answers:
+            raise ApiError(400, cannot(model, answer), param="model")
+        return model
+
+    async def _load(self, reference: str) -> None:
+        """Raises DeadlinePassed, ApiError 503, UnknownModel."""
+        try:
+            async with asyncio.timeout(self.start + self.timeout - time.perf_counter()):
+                await self.repository.load(reference)
+        except TimeoutError as error:
+            raise DeadlinePassed from error
+        except CannotLoad as error:
+            headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+            raise ApiError(503, str(error), param="model", code="model_unavailable", headers=headers) from error
 
     async def answers(self, model: Model, rows: list[Any], answer: str) -> list[Any]:
         """Queue the rows and wait."""
@@ -170,7 +189,7 @@ class Exchange:
         the rows come from. Raises ApiError as `begin` does, 429 when the queue is full."""
         self.begin(model, len(rows), param)
         try:
-            return model.batchers[answer].submit(rows, answer, self.start + self.timeout, self.gone)
+            return model.submit(rows, answer, deadline=self.start + self.timeout, gone=self.gone)
         except QueueFull as error:
             raise no_room(model, error) from error
 

@@ -56,15 +56,15 @@ async def read_request(exchange: Exchange, decoder: msgspec.json.Decoder[R], ans
     if kind in ("application/json", ""):
         body = await exchange.body()
         request = decode_json(body, decoder)
-        model = exchange.find(request.model, answer)
+        model = await exchange.find(request.model, answer)
         return model, await off_loop(len(body), model, json_rows, model, request.input), request
     if kind == "multipart/form-data":
         contents, fields = await read_form(exchange)
         request = options({**exchange.fields(), **fields}, decoder.type)
-        model = exchange.find(request.model, answer)
+        model = await exchange.find(request.model, answer)
         return model, await on_thread(file_rows, model, contents), request
     request = options(exchange.fields(), decoder.type)
-    model = exchange.find(request.model, answer)
+    model = await exchange.find(request.model, answer)
     body = await exchange.body()
     return model, await off_loop(len(body), model, raw_rows, model, kind, body), request
 

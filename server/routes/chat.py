@@ -25,7 +25,7 @@ decoder = msgspec.json.Decoder(ChatRequest)
 async def chat(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]:
     """ChatCompletion as JSON, or the events of a stream."""
     request: ChatRequest = decode_json(await exchange.body(), decoder)
-    model = exchange.find(request.model, "chat")
+    model = await exchange.find(request.model, "chat")
     language = language_of(model)
     asked = await on_thread(order_of, request, language)
     answer = ChatCompletion(

@@ -47,7 +47,7 @@ News = tuple[int, int | list[Candidate]]
 async def completions(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]:
     """Completion as JSON, or the events of a stream."""
     request: CompletionRequest = decode_json(await exchange.body(), decoder)
-    model = exchange.find(request.model, "complete")
+    model = await exchange.find(request.model, "complete")
     answer = Completion(
         id=f"cmpl-{request_id(exchange.scope)}",
         created=int(time.time()),

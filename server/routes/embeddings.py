@@ -49,7 +49,7 @@ async def embeddings(exchange: Exchange) -> bytes:
     """EmbeddingsAnswer as JSON."""
     body = await exchange.body()
     request = decode_json(body, decoder)
-    model = exchange.find(request.model, "embedding")
+    model = await exchange.find(request.model, "embedding")
     width = next(output.shape[-1] for output in model.manifest.outputs if output.name == "embedding")
     if request.dimensions not in (None, width):
         raise ApiError(400, f"dimensions: {model.name} gives {width} and no other number", param="dimensions")

@@ -82,7 +82,7 @@ decoder = msgspec.json.Decoder(ImagesRequest)
 async def images(exchange: Exchange) -> bytes:
     """ImagesAnswer as JSON."""
     request: ImagesRequest = decode_json(await exchange.body(), decoder)
-    model = exchange.find(request.model, "generate")
+    model = await exchange.find(request.model, "generate")
     generator = model.generator
     assert generator is not None, "a model that makes images has one"
     size = f"{generator.width}x{generator.height}"

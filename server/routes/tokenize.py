@@ -67,7 +67,7 @@ def reads_texts(model: Model) -> TextProcessor:
 async def tokenize(exchange: Exchange) -> bytes:
     """Tokens as JSON."""
     request: TokenizeRequest = decode_json(await exchange.body(), tokenize_decoder)
-    model = exchange.find(request.model, None)
+    model = await exchange.find(request.model, None)
     return await on_thread(tokenized, request, model, reads_texts(model))
 
 
@@ -97,7 +97,7 @@ def tokenized(request: TokenizeRequest, model: Model, texts: TextProcessor) -> b
 async def detokenize(exchange: Exchange) -> bytes:
     """Text as JSON."""
     request: DetokenizeRequest = decode_json(await exchange.body(), detokenize_decoder)
-    texts = reads_texts(exchange.find(request.model, None))
+    texts = reads_texts(await exchange.find(request.model, None))
     return await on_thread(detokenized, request, texts)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, Rows, answers, generator
-from server.runtime.batcher import Batcher, Run
+from server.runtime.batcher import Batcher, Run, Ticket
+from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
@@ -42,6 +43,7 @@ class Loaded:
     another than model.onnx."""
 
     manifest: Manifest
+    deployment: Deployment
     session: Session | None
     seconds: float
     texts: TextProcessor | None = None
@@ -51,7 +53,7 @@ class Loaded:
     inline: bool = False
 
 
-def load(folder: Path, settings: Settings) -> Loaded:
+def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
     """Verify, load and warm up a bundle. Raises DamagedBundle or what the session raises."""
     start = time.perf_counter()
     manifest = bundle.verify(folder)
@@ -66,12 +68,12 @@ def load(folder: Path, settings: Settings) -> Loaded:
     if manifest.task == LANGUAGE and texts is not None:
         spoken = language_model(folder, manifest, texts, settings)
         spoken.warm_up()
-        return Loaded(manifest, None, time.perf_counter() - start, texts, language=spoken)
+        return Loaded(manifest, deployment, None, time.perf_counter() - start, texts, language=spoken)
     session = Session(folder / "model.onnx", settings.providers, settings.parallel_runs, settings.intra_op_threads)
     if manifest.task == TRANSLATION and texts is not None:
         written = writer(folder, manifest, session, texts, settings)
         written.warm_up()
-        return Loaded(manifest, session, time.perf_counter() - start, texts, writer=written)
+        return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, writer=written)
     outputs = [output.name for output in manifest.outputs]
     session.run(_blank(manifest, 1), outputs)
     inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
@@ -81,7 +83,7 @@ def load(folder: Path, settings: Settings) -> Loaded:
         path = folder / f"{made.graph}.onnx"
         images = Session(path, settings.providers, settings.parallel_runs, settings.intra_op_threads)
         images.run({"latent": np.zeros((1, made.latent), np.float32)}, ["image"])
-    return Loaded(manifest, session, time.perf_counter() - start, texts, images=images, inline=inline)
+    return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, images=images, inline=inline)
 
 
 def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
@@ -157,6 +159,12 @@ class Model:
         """How its inputs are read; not of a model that takes noise."""
         assert not isinstance(self.manifest.input, LatentInput), "such a model answers nothing that has an input"
         return self.manifest.input
+
+    def submit(
+        self, block: Sequence[Any], wanted: str, *, deadline: float, gone: Callable[[], bool] | None = None
+    ) -> Ticket:
+        """Queue the rows of one request. wanted: one of `answers`. The rest is as `Batcher.submit` has it."""
+        return self.batchers[wanted].submit(block, wanted, deadline, gone)
 
     def waiting(self) -> int:
         """Rows that wait for a run, or orders for a slot."""

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from export.bundle import MANIFEST, DamagedBundle, Manifest, TensorSpec
+from server.runtime.deployment import Deployment
 from server.runtime.model import load
 from server.settings import Settings
 from tests.server.chains import publish_translation
@@ -23,7 +24,7 @@ def changed(folder: Path, **fields: object) -> Path:
 
 
 def test_a_whole_bundle_is_loaded_and_never_run_on_the_event_loop(tmp_path: Path) -> None:
-    loaded = load(changed(tmp_path), Settings(home=tmp_path))
+    loaded = load(changed(tmp_path), Settings(home=tmp_path), Deployment())
     assert loaded.writer is not None
     assert loaded.writer.decoder.states == ["position", "past"]
     assert not loaded.inline
@@ -44,4 +45,4 @@ def test_one_that_does_not_fit_together_is_refused(tmp_path: Path, change: objec
     assert callable(change)
     whole: Manifest = publish_translation(tmp_path / "repository")
     with pytest.raises(DamagedBundle, match=words):
-        load(changed(tmp_path, **change(whole)), Settings(home=tmp_path))
+        load(changed(tmp_path, **change(whole)), Settings(home=tmp_path), Deployment())
