@@ -55,6 +55,11 @@ class Control(Generic[M]):
         if len(self.waiting) == 1:
             self._write()
 
+    async def sent(self) -> None:
+        """Wait until all is sent, or the other end is gone."""
+        while self.open and self.waiting:  # noqa: ASYNC110 - once, at the end
+            await asyncio.sleep(0.01)
+
     def close(self) -> None:
         if not self.open:
             return

@@ -1,0 +1,53 @@
+"""What a front-end answers: the routes of inference by itself, everything else as the inference process does."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvicorn
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import exception_handlers
+from server.frontends.proxy import Proxy
+from server.metrics import Metrics
+from server.request_log import RequestLog
+from server.routes import classify, embeddings, images, predict
+from server.runtime.repository import Repository
+from server.settings import Settings
+
+# Of models whose rows cross; those that write texts are asked where they are.
+HANDLERS = (*classify.handlers, *embeddings.handlers, *images.handlers, *predict.handlers)
+PATHS = frozenset(path for handler in HANDLERS for path in handler.paths)
+
+
+class FrontendApp:
+    """ASGI application. proxied: requests that were passed on and are not reported yet."""
+
+    def __init__(self, routes: ASGIApp, proxy: Proxy) -> None:
+        self.routes, self.proxy = routes, proxy
+        self.proxied = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == ScopeType.HTTP and scope["path"] not in PATHS:
+            self.proxied += 1
+            await self.proxy(scope, receive, send)
+            return
+        await self.routes(scope, receive, send)
+
+
+def routes_of(settings: Settings, metrics: Metrics, repository: Repository) -> Litestar:
+    state = State(
+        {"settings": settings, "metrics": metrics, "repository": repository, "stopping": asyncio.Event()},
+    )
+    return Litestar(
+        route_handlers=list(HANDLERS),
+        state=state,
+        exception_handlers=exception_handlers,
+        openapi_config=None,
+        request_max_body_size=settings.max_body_bytes,
+        logging_config=None,
+    )

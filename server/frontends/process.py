@@ -1,0 +1,165 @@
+"""A front-end: a process that does HTTP for the inference process, which has started it and tells it the rest over one
+socket: python -m server.frontends DESCRIPTOR
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+import uvicorn
+
+from server import logs
+from server.frontends.app import FrontendApp, routes_of
+from server.frontends.control import Control
+from server.frontends.link import Link
+from server.frontends.listening import listener
+from server.frontends.messages import (
+    LargeAnswer,
+    Loaded,
+    Ready,
+    Report,
+    Serve,
+    Settle,
+    Stop,
+    ToFrontend,
+)
+from server.frontends.proxy import Proxy
+from server.frontends.region import Region, whole
+from server.frontends.remote import RemoteRepository
+from server.frontends.tally import take
+from server.metrics import Metrics
+from server.request_log import RequestLog
+from server.settings import Settings
+
+log = logging.getLogger("espalier.frontends")
+
+decoder = msgspec.msgpack.Decoder(ToFrontend)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, saying when it listens."""
+
+    def __init__(self, config: uvicorn.Config, listens: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.listens = listens
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens()
+
+
+class Frontend:
+    """What this process is told, and what it does about it."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.metrics = Metrics()
+        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.told: asyncio.Queue[Serve | Loaded] = asyncio.Queue()
+        self.lost = self.stopping = False
+        self.server: Server | None = None
+        self.control = Control(end, decoder, self._received, self._lost)
+
+    async def run(self) -> int:
+        """Serve until it is told to stop. Returns the exit status."""
+        await self.settled
+        serving = asyncio.create_task(self._serve())
+        await self.repository.known.wait()
+        gc.collect()
+        gc.freeze()
+        if not (self.lost or self.stopping):
+            await self._listen()
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+        self._report(0)
+        await self.control.sent()
+        return 1 if self.lost else 0
+
+    async def _listen(self) -> None:
+        config = uvicorn.Config(
+            self.app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            proxy_headers=False,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=round(self.settings.drain_seconds),
+        )
+        self.server = Server(config, lambda: self.control.send(Ready()))
+        await self.server.serve([listener(self.settle.host, self.settle.port)])
+
+    async def _serve(self) -> None:
+        """Do as the messages say, one after the other."""
+        while True:
+            match await self.told.get():
+                case Serve() as message:
+                    await self.repository.serve(message)
+                case message:
+                    self.repository.loaded(message)
+
+    def _received(self, message: ToFrontend, descriptors: list[int]) -> None:
+        match message:
+            case Settle():
+                self._settle(message, *descriptors)
+            case Serve() | Loaded():  # what is loaded may have been said to be served just before
+                self.told.put_nowait(message)
+            case LargeAnswer():
+                self.link.answered(whole(*descriptors))
+            case Report(number=number):
+                self._report(number)
+            case Stop():
+                self._stop()
+
+    def _settle(self, settle: Settle, region: int, calls_wake: int, answers_wake: int) -> None:
+        settings = msgspec.json.decode(settle.settings, type=Settings, dec_hook=lambda kind, found: kind(found))
+        logs.configure(settings)
+        self.settle, self.settings = settle, settings
+        self.link = Link(Region(region), calls_wake, answers_wake, self.control.send)
+        os.close(region)
+        self.repository = RemoteRepository(settings, self.metrics, self.link, self.control.send)
+        routes = routes_of(settings, self.metrics, self.repository)
+        self.app = FrontendApp(RequestLog(routes, settings.slow_seconds), Proxy(settle.socket))
+        self.settled.set_result(None)
+
+    def _report(self, number: int) -> None:
+        proxied, self.app.proxied = self.app.proxied, 0
+        self.control.send(take(number, self.metrics, proxied))
+
+    def _stop(self) -> None:
+        self.stopping = True
+        if self.server is not None:
+            self.server.should_exit = True
+
+    def _lost(self) -> None:
+        """The inference process has ended without a word: what is open gets a 503, and so does what still comes."""
+        log.error("the inference process has ended, and front-ends with it")
+        self.lost = True
+        if not self.settled.done():
+            self.settled.set_exception(ConnectionResetError())
+            return
+        self.link.lose()
+        self._stop()
+
+
+def main(descriptor: int) -> int:
+    import uvloop
+
+    async def run() -> int:
+        with suppress(ConnectionResetError):
+            return await Frontend(socket.socket(fileno=descriptor)).run()
+        return 1
+
+    # uvicorn raises the signal again once it has stopped in order, which is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    return uvloop.run(run())

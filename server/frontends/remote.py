@@ -1,0 +1,169 @@
+"""The models as a front-end has them: what they are is known here, their rows go to the inference process.
+
+Of a model with several outputs only arrays cross; what is made of them for an answer is made here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from export.bundle import Manifest
+from export.processing.inputs import TextInput
+from export.processing.text import TextProcessor
+from server.frontends.blocks import Layout, latent, layout
+from server.frontends.messages import ALL, GENERATE, Let, Load, Loaded, Offer, Serve
+from server.metrics import Metrics
+from server.runtime.answers import answers, generator
+from server.runtime.batcher import Block, Ticket, Wanted
+from server.runtime.model import Model, fingerprint
+from server.runtime.repository import CannotLoad, Repository, UnknownModel
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.frontends.link import Link
+
+log = logging.getLogger("espalier.frontends")
+
+LANE: deque[Ticket] = deque()  # tickets here are in no queue
+
+
+class RemoteModel(Model):
+    """What routes ask of a Model, for one that runs in the inference process."""
+
+    def __init__(self, offer: Offer, link: Link, metrics: Metrics) -> None:
+        """Reads the tokenizer, which may take a while. Raises what goes wrong with that."""
+        self.number, self.link, self.most_rows = offer.number, link, offer.most_rows
+        self.manifest = msgspec.json.decode(offer.manifest, type=Manifest)
+        self.name, self.version = self.manifest.name, self.manifest.version
+        self.fingerprint = fingerprint(self.manifest)
+        self.texts = None
+        if offer.raw and isinstance(self.manifest.input, TextInput):
+            file = Path(offer.folder) / self.manifest.input.tokenizer
+            self.texts = TextProcessor(self.manifest.input, file.read_bytes())
+        self.engine = self.writer = self.language = None
+        self.generator = generator(self.manifest)
+        self.answers, self.raw = set(offer.answers), offer.raw
+        self.requests = 0
+        labels = (self.name, str(self.version))
+        self.decode_seconds = metrics.stages.labels(*labels, "decode")
+        self.encode_seconds = metrics.stages.labels(*labels, "encode")
+        self.queue_seconds = metrics.stages.labels(*labels, "queue")
+        self.request_seconds = metrics.latency.labels(*labels)
+        self.known = answers(self.manifest)
+        self.layout = layout(self.manifest)
+        self.places = {output.name: place for place, output in enumerate(self.manifest.outputs)}
+
+    def submit(
+        self,
+        block: Block,
+        wanted: Wanted,
+        *,
+        deadline: float,
+        gone: Callable[[], bool] | None = None,
+        priority: int = 0,
+    ) -> Ticket:
+        """As Model.submit; that a queue is full is said by the future."""
+        ticket = Ticket(self.link.loop.create_future(), block, wanted, deadline, gone, priority, LANE)
+        self.link.submit(self, ticket, priority)
+        return ticket
+
+    def code(self, wanted: Wanted) -> int:
+        """Of Call.wanted."""
+        if isinstance(wanted, str):
+            if wanted not in self.known:
+                return GENERATE
+            wanted = self.known[wanted].outputs
+        places = [self.places[output] for output in wanted]
+        return ALL if max(places) >= ALL.bit_length() - 1 else sum(1 << place for place in set(places))
+
+    def takes(self, wanted: Wanted) -> Layout:
+        """How rows lie in memory."""
+        if self.code(wanted) != GENERATE:
+            return self.layout
+        assert self.generator is not None, "what generates has a generator"
+        return latent(self.generator.latent)
+
+    def value(self, wanted: Wanted, arrays: list[np.ndarray]) -> Any:
+        """What Ticket.future gives, of the arrays that cross for `wanted`: the outputs in the manifest's order."""
+        code = self.code(wanted)
+        if code == GENERATE:
+            return arrays[0]
+        crossed = [output for output, place in self.places.items() if code == ALL or code >> place & 1]
+        found = dict(zip(crossed, arrays, strict=True))
+        if isinstance(wanted, str):
+            return self.known[wanted].make(found)
+        return [found[output] for output in wanted]
+
+    def waiting(self) -> int:
+        return 0
+
+    async def close(self) -> None:
+        pass
+
+
+class RemoteRepository(Repository):
+    """What the inference process serves, as far as it has told. known: whether it has told anything yet."""
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, link: Link, send: Callable[[Let | Load], None]
+    ) -> None:
+        super().__init__(settings, metrics)
+        self.link, self.send = link, send
+        self.known = asyncio.Event()
+        self.numbered: dict[int, RemoteModel] = {}
+        self.loading: dict[int, asyncio.Future[None]] = {}
+        self.numbers = itertools.count(1)
+
+    async def serve(self, message: Serve) -> None:
+        """Serve this from now on."""
+        for offer in message.new:
+            try:
+                model = await asyncio.to_thread(RemoteModel, offer, self.link, self.metrics)
+            except (OSError, ValueError) as error:
+                log.error("%s cannot be served by this front-end: %s", offer.folder, error)
+                self.send(Let([offer.number]))
+            else:
+                self.numbered[offer.number] = model
+        served = {name: self.numbered[number] for name, number in message.models.items() if number in self.numbered}
+        self.models.clear()
+        self.models.update(served)
+        for number in self.numbered.keys() - message.models.values():
+            task = asyncio.create_task(self._let(self.numbered.pop(number)))
+            self.retiring.add(task)
+            task.add_done_callback(self.retiring.discard)
+        self.known.set()
+
+    async def _let(self, model: RemoteModel) -> None:
+        """Once nothing that is open needs it."""
+        while model.requests:  # noqa: ASYNC110 - once a model
+            await asyncio.sleep(0.01)
+        self.send(Let([model.number]))
+
+    async def load(self, reference: str) -> Model:
+        """As Repository.load, there."""
+        number = next(self.numbers)
+        self.loading[number] = asyncio.get_running_loop().create_future()
+        self.send(Load(number, reference))
+        await self.loading[number]
+        return self.get(reference)
+
+    def loaded(self, message: Loaded) -> None:
+        waiting = self.loading.pop(message.number)
+        if waiting.done():  # cancelled
+            return
+        match message.error:
+            case "":
+                waiting.set_result(None)
+            case "UnknownModel":
+                waiting.set_exception(UnknownModel(message.message))
+            case _:
+                waiting.set_exception(CannotLoad(message.message, message.retry_after))
