@@ -25,6 +25,7 @@ from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
+from server.runtime.placement import placement
 from server.runtime.session import Session
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
@@ -69,20 +70,23 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         spoken = language_model(folder, manifest, texts, settings)
         spoken.warm_up()
         return Loaded(manifest, deployment, None, time.perf_counter() - start, texts, language=spoken)
-    session = Session(folder / "model.onnx", settings.providers, settings.parallel_runs, settings.intra_op_threads)
+    placed = placement(settings, deployment, manifest)
+    session = Session(folder / "model.onnx", placed)
     if manifest.task == TRANSLATION and texts is not None:
-        written = writer(folder, manifest, session, texts, settings)
+        written = writer(folder, manifest, session, texts, placed)
         written.warm_up()
         return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, writer=written)
     outputs = [output.name for output in manifest.outputs]
-    session.run(_blank(manifest, 1), outputs)
+    most = deployment.max_batch_size or manifest.batching.max_batch_size
+    session.warm_up(lambda rows: _blank(manifest, rows), outputs, most)
     inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
-    inline = inline and _seconds(session, manifest, manifest.batching.max_batch_size, outputs) < INLINE_SECONDS
+    inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
     images = None
     if (made := generator(manifest)) is not None and made.graph != "model":
         path = folder / f"{made.graph}.onnx"
-        images = Session(path, settings.providers, settings.parallel_runs, settings.intra_op_threads)
-        images.run({"latent": np.zeros((1, made.latent), np.float32)}, ["image"])
+        images = Session(path, placed)
+        width = made.latent
+        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"], most)
     return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, images=images, inline=inline)
 
 

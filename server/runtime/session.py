@@ -1,32 +1,49 @@
-"""An ONNX Runtime session for one bundle: CUDA where there is one, the CPU otherwise."""
+"""ONNX Runtime for one graph: lanes on GPUs where there is one, the CPU otherwise."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import queue
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from server.process import cores
+from server.runtime.cuda_runtime import CudaError, CudaRuntime
+from server.runtime.device_lane import DeviceRuntime, Lane
+from server.runtime.placement import Placement
 
 log = logging.getLogger("espalier.session")
+# Without it every session with options for a provider warns that there is no plug-in of the provider's name.
+onnxruntime.set_default_logger_severity(3)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 # On many cores a single request would be slow if it had one of them to itself.
 MOST_SHARES = 4
+# Of each GPU, without another word: one lane copies while the other computes.
+LANES = 2
+
+# What goes into a run: by name an array [rows, …], or several that are put together along their first axis.
+Inputs = Mapping[str, np.ndarray | Sequence[np.ndarray]]
 
 
+@cache
 def cuda_driver() -> bool:
     """Whether this machine has NVIDIA's driver: without it the provider only fills the log with errors."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return False
+    # CUDA's libraries may be in Python packages, where the loader does not look.
+    onnxruntime.preload_dlls()
     return True
 
 
@@ -41,40 +58,135 @@ def usable(providers: Sequence[str]) -> list[str]:
 class Session:
     """`provider`: the one that was asked for and works. `parallel`: how many threads may call `run` at once."""
 
-    def __init__(self, path: Path, providers: Sequence[str], parallel_runs: int, intra_op_threads: int) -> None:
-        """providers: as `usable` takes them. parallel_runs: on the CPU; 0 for one more than there are shares of cores.
-        intra_op_threads: of one run; 0 for all cores of a share.
-
-        Raises whatever ONNX Runtime raises for a graph that it cannot load.
-        """
+    def __init__(self, path: Path, placement: Placement) -> None:
+        """Raises whatever ONNX Runtime raises for a graph that it cannot load."""
+        asked = usable(placement.providers)
+        self.lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        self.inner: onnxruntime.InferenceSession | None = None
+        self.parallel = 0
+        if asked[0] in (CUDA, TENSORRT):
+            for lane in device_lanes(path, placement):
+                self.provider: str = lane.session.get_providers()[0]
+                self.lanes.put(lane)
+                self.parallel += 1
+        self.on_device = self.parallel > 0
+        if self.on_device:
+            return
+        if asked[0] != CPU:
+            log.warning("%s does not initialise here; %s runs on the CPU", asked[0], path)
         options = onnxruntime.SessionOptions()
         # Threads that share one run wait for each other at every layer; runs side by side do not. With one run more
         # than shares no core idles while the answers of a run are sent.
         shares = min(cores(), MOST_SHARES)
-        self.parallel = parallel_runs or shares + 1
-        options.intra_op_num_threads = intra_op_threads or cores() // shares
+        self.parallel = placement.parallel or shares + 1
+        options.intra_op_num_threads = placement.threads or cores() // shares
         # Threads that spin between runs take the cores that the event loop and the decoders need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        asked = usable(providers)
-        self.inner = onnxruntime.InferenceSession(str(path), options, providers=asked)
-        self.provider: str = self.inner.get_providers()[0]
-        if self.provider != asked[0]:
-            log.warning("%s does not initialise here; %s runs on %s", asked[0], path, self.provider)
-        self.on_device = self.provider == CUDA
-        if self.on_device:
-            self.parallel = 1
+        self.inner = onnxruntime.InferenceSession(str(path), options, providers=[CPU])
+        self.provider = CPU
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """The named outputs for one batch of graph inputs. On CUDA only they come back to the host."""
-        if not self.on_device:
-            found: list[np.ndarray] = self.inner.run(outputs, inputs)
+    def run(self, inputs: Inputs, outputs: Sequence[str]) -> list[np.ndarray]:
+        """The named outputs for one batch. Of a GPU only they come back to the host."""
+        if self.inner is not None:
+            whole = {name: value if isinstance(value, np.ndarray) else joined(value) for name, value in inputs.items()}
+            found: list[np.ndarray] = self.inner.run(outputs, whole)
             return found
-        binding = self.inner.io_binding()
-        for name, value in inputs.items():
-            binding.bind_cpu_input(name, value)
-        for name in outputs:
-            binding.bind_output(name, "cpu")
-        self.inner.run_with_iobinding(binding)
-        copied: list[np.ndarray] = binding.copy_outputs_to_cpu()
-        return copied
+        parts = {name: [value] if isinstance(value, np.ndarray) else value for name, value in inputs.items()}
+        lane = self.lanes.get()
+        try:
+            return lane.run(parts, outputs)
+        finally:
+            self.lanes.put(lane)
+
+    def warm_up(self, sample: Callable[[int], Mapping[str, np.ndarray]], outputs: Sequence[str], most: int) -> None:
+        """Run what the first requests would otherwise wait for. sample: inputs of so many rows. most: rows of the
+        largest batch."""
+        if self.inner is not None:
+            self.run(sample(1), outputs)
+        for _ in range(self.parallel if self.on_device else 0):
+            lane = self.lanes.get()
+            try:
+                lane.warm_up(sample, outputs, most)
+            finally:
+                self.lanes.put(lane)
+
+
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def device_lanes(path: Path, placement: Placement) -> list[Lane]:
+    """Lanes on every device; none where CUDA does not initialise."""
+    captured = placement.captured and placement.even
+    if placement.captured and not placement.even:
+        log.warning("%s reads inputs of many lengths: its runs are not captured as CUDA graphs", path)
+    lanes = []
+    for device in placement.devices or (0,):
+        for _ in range(placement.parallel or LANES):
+            try:
+                session, runtime, name, stream = open_on_device(path, placement, device, captured)
+            except CudaError as error:
+                log.warning("device %d: %s", device, error)
+                return []
+            if session is None:
+                return []
+            lanes.append(
+                Lane(
+                    session,
+                    runtime,
+                    device_name=name,
+                    device=device,
+                    stream=stream,
+                    captured=captured,
+                    fill=captured or placement.tuned,
+                )
+            )
+    return lanes
+
+
+def open_on_device(
+    path: Path, placement: Placement, device: int, captured: bool
+) -> tuple[onnxruntime.InferenceSession | None, DeviceRuntime, str, int]:
+    """A session on a stream of its own, the runtime that made the stream, and what ONNX Runtime calls the device's
+    memory; None where the session would run on the CPU. Raises CudaError where there is no such device."""
+    runtime = CudaRuntime()
+    runtime.use(device)
+    stream = runtime.stream()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=device_providers(placement, device, stream, captured)
+    )
+    works = session.get_providers()[0] in (CUDA, TENSORRT)
+    return (session if works else None), runtime, "cuda", stream
+
+
+def device_providers(
+    placement: Placement, device: int, stream: int, captured: bool
+) -> list[str | tuple[str, dict[str, Any]]]:
+    """Providers with their options, in order."""
+    cuda = {
+        "device_id": str(device),
+        "user_compute_stream": str(stream),
+        "enable_cuda_graph": "1" if captured else "0",
+        # Trying all algorithms of every convolution takes half a minute for each size of batch, and gains nothing here.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "prefer_nhwc": "1" if placement.tuned else "0",
+        "cudnn_conv_use_max_workspace": "1",
+        # Memory is asked for as it is needed, not in powers of two: several models share a card.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    found: list[str | tuple[str, dict[str, Any]]] = [(CUDA, cuda), CPU]
+    if placement.tensorrt or TENSORRT in placement.providers:
+        engines = {
+            "device_id": str(device),
+            "user_compute_stream": str(stream),
+            "trt_cuda_graph_enable": "1" if captured else "0",
+            "trt_engine_cache_enable": "1" if placement.engines else "0",
+            "trt_engine_cache_path": str(placement.engines or ""),
+            "trt_timing_cache_enable": "1" if placement.engines else "0",
+            "trt_timing_cache_path": str(placement.engines or ""),
+        }
+        found.insert(0, (TENSORRT, engines))
+    return found

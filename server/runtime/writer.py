@@ -8,9 +8,9 @@ from pathlib import Path
 from export.bundle import DamagedBundle, Manifest
 from export.processing.text import TextProcessor
 from server.runtime.decoding import Encoder, Prompt, StepDecoder
+from server.runtime.placement import Placement
 from server.runtime.search import Options
 from server.runtime.session import Session
-from server.settings import Settings
 
 TASK = "translation"
 
@@ -28,16 +28,16 @@ class Writer:
         self.decoder.decode([Prompt([self.decoder.begin], Options(max_tokens=2))])
 
 
-def writer(folder: Path, manifest: Manifest, model: Session, source: TextProcessor, settings: Settings) -> Writer:
+def writer(folder: Path, manifest: Manifest, model: Session, source: TextProcessor, placed: Placement) -> Writer:
     """model: the session of model.onnx. Raises DamagedBundle for graphs that do not fit together or a tokenizer that is
     missing, and what a session raises."""
     try:
-        return _translation(folder, manifest, model, source, settings)
+        return _translation(folder, manifest, model, source, placed)
     except (OSError, ValueError) as error:
         raise DamagedBundle(f"{folder}: {error}") from error
 
 
-def _translation(folder: Path, manifest: Manifest, model: Session, source: TextProcessor, settings: Settings) -> Writer:
+def _translation(folder: Path, manifest: Manifest, model: Session, source: TextProcessor, placed: Placement) -> Writer:
     spec, graph = manifest.output_text, manifest.graphs.get("decoder")
     if spec is None or graph is None:
         raise ValueError("a translation has a decoder.onnx and an output_text; the manifest describes none")
@@ -47,7 +47,7 @@ def _translation(folder: Path, manifest: Manifest, model: Session, source: TextP
     if begin is None or end is None:
         raise ValueError("the texts that are written need an eos_token_id")
     encoder = Encoder(model, manifest.outputs, source.spec.pad_token_id, source.spec.max_length)
-    step = Session(folder / "decoder.onnx", settings.providers, settings.parallel_runs, settings.intra_op_threads)
+    step = Session(folder / "decoder.onnx", placed)
     decoder = StepDecoder(
         encoder,
         step,

@@ -23,10 +23,10 @@ from export.processing.text import TextProcessor
 from export.reports.chrf import chrf
 from finetune.recipe import Data
 from server.runtime.decoding import Prompt
+from server.runtime.placement import Placement
 from server.runtime.search import Candidate, Options
 from server.runtime.session import Session
 from server.runtime.writer import Writer, writer
-from server.settings import Settings
 
 # Words of a source: where each group begins, and the end of the last.
 BOUNDS = (1, 3, 6, 11, 1000)
@@ -67,11 +67,11 @@ class Translated:
 
 def translate(folder: Path, texts: Sequence[str]) -> Translated:
     """As the server does: greedy, many at once."""
-    manifest, settings = read_manifest(folder), Settings(parallel_runs=1, intra_op_threads=1)
+    manifest, placed = read_manifest(folder), Placement(parallel=1, threads=1)
     assert isinstance(manifest.input, TextInput)
     source = TextProcessor(manifest.input, (folder / manifest.input.tokenizer).read_bytes())
-    model = Session(folder / "model.onnx", [], 1, 1)
-    made = writer(folder, manifest, model, source, settings)
+    model = Session(folder / "model.onnx", placed)
+    made = writer(folder, manifest, model, source, placed)
     tokens = source.encode(list(texts))
     attends = "attention" in {tensor.name for tensor in manifest.graphs["decoder"].outputs}
     prompts = [Prompt(row, Options(max_tokens=TOKENS, attention=attends)) for row in tokens]

@@ -1,0 +1,45 @@
+"""Where a graph runs, and how: what the bundle, its deployment and the server's settings say together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.bundle import Manifest
+from export.processing.inputs import ImageInput, SeriesInput, TextInput
+from server.runtime.deployment import Deployment
+from server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Placement:
+    """providers: that are wanted, in order; none: CUDA where it is, then the CPU. parallel: runs at the same time, of a
+    GPU for each device; 0: by itself. threads: of one run on the CPU; 0: by the cores. devices: numbers of GPUs; none:
+    the first. captured: batches of one shape are captured as a CUDA graph. tensorrt: before CUDA; engines: the folder
+    that keeps what it has built. even: inputs differ in the number of rows only (images, vectors). tuned: a kernel is
+    chosen anew for every size of batch (convolutions), so batches are filled up to one of few."""
+
+    providers: tuple[str, ...] = ()
+    parallel: int = 0
+    threads: int = 0
+    devices: tuple[int, ...] = ()
+    captured: bool = False
+    tensorrt: bool = False
+    engines: Path | None = None
+    even: bool = False
+    tuned: bool = False
+
+
+def placement(settings: Settings, deployment: Deployment, manifest: Manifest) -> Placement:
+    """Of model.onnx, and of every other graph of the bundle."""
+    return Placement(
+        providers=tuple(settings.providers),
+        parallel=deployment.instances or settings.parallel_runs,
+        threads=deployment.intra_op_threads or settings.intra_op_threads,
+        devices=tuple(deployment.devices),
+        captured=deployment.cuda_graphs,
+        tensorrt=deployment.tensorrt,
+        engines=settings.home / "tensorrt" / manifest.name / str(manifest.version),
+        even=not isinstance(manifest.input, TextInput | SeriesInput),
+        tuned=isinstance(manifest.input, ImageInput),
+    )
