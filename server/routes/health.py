@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from litestar import Response, get
 from litestar.datastructures import State
@@ -33,11 +35,13 @@ def ready(state: State) -> Response[Health]:
     return Response(Health(status="ready", models=len(repository.models)))
 
 
-@get("/metrics", sync_to_thread=True)
-def metrics(state: State) -> Response[bytes]:
+@get("/metrics")
+async def metrics(state: State) -> Response[bytes]:
     """All metrics in Prometheus's text format."""
     found: Metrics = state.metrics
-    return Response(found.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    if found.gather is not None:
+        await found.gather()
+    return Response(await asyncio.to_thread(found.render), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 handlers = [live, ready, metrics]
