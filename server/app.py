@@ -8,6 +8,7 @@ import importlib.util
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -15,7 +16,9 @@ from litestar.datastructures import State
 from finetune.data.files import FileStore
 from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
+from server.access import Access
 from server.errors import exception_handlers
+from server.keys import KeyStore
 from server.machine_metrics import MachineMetrics
 from server.metrics import Metrics
 from server.routes import (
@@ -28,6 +31,7 @@ from server.routes import (
     health,
     images,
     jobs,
+    keys,
     models,
     predict,
     tokenize,
@@ -38,9 +42,12 @@ from server.settings import Settings
 log = logging.getLogger("espalier.app")
 
 
-def create_app(settings: Settings) -> Litestar:
-    """The application for `settings`. Nothing is opened before its lifespan starts."""
-    state = State({"settings": settings, "metrics": Metrics(), "stopping": asyncio.Event()})
+def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
+    """The application for `settings`. rates: a file in which its processes share what keys may still use. Nothing else
+    is opened before its lifespan starts."""
+    metrics, access = Metrics(), Access(settings, rates)
+    metrics.registry.register(access)
+    state = State({"settings": settings, "metrics": metrics, "access": access, "stopping": asyncio.Event()})
     return Litestar(
         route_handlers=[
             *classify.handlers,
@@ -53,6 +60,7 @@ def create_app(settings: Settings) -> Litestar:
             *files.handlers,
             *jobs.handlers,
             *models.handlers,
+            *keys.handlers,
             *health.handlers,
             *docs.handlers,
         ],
@@ -75,6 +83,8 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     file_store = FileStore(settings.home / "files")
     known = [record.id for record in (await asyncio.to_thread(store.list_files, limit=10_000_000))[0]]
     await asyncio.to_thread(file_store.sweep, known)
+    app.state.api_keys = KeyStore(store)
+    await app.state.access.start(app.state.api_keys)
     repository = Repository(settings, metrics)
     app.state.store, app.state.files, app.state.repository = store, file_store, repository
     metrics.jobs.states, metrics.jobs.training = store.counts_by_state, store.running_metrics
@@ -101,4 +111,5 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
         if executor is not None:
             await executor.stop()
         await repository.stop()
+        await app.state.access.stop()
         await asyncio.to_thread(store.close)

@@ -1,4 +1,4 @@
-"""`espalier serve | finetune RECIPE.yaml | export MODEL | models | config`.
+"""`espalier serve | finetune RECIPE.yaml | export MODEL | models | keys create, list or revoke | config`.
 
 `finetune` and `export` need torch, which the server must not import: they are named here and imported when asked for.
 """
@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"espalier: {name} is no setting and has no effect; see `espalier config`", file=sys.stderr)
     if parsed.command in TRAINING_COMMANDS:
         return run_training_command(parsed, loaded)
+    if parsed.command == "keys":
+        from server import key_commands
+
+        return key_commands.run(parsed, loaded.settings)
     return {"serve": serve, "models": models, "config": config}[parsed.command](loaded)
 
 
@@ -81,6 +85,22 @@ def parser() -> argparse.ArgumentParser:
         help="that the perplexity may rise by (0.02)",
     )
     command("models", "list what can be fine-tuned and what is published")
+    words = "make, list and revoke the API keys that requests need"
+    keys = commands.add_parser("keys", help=words, description=words).add_subparsers(
+        dest="key_command", required=True, metavar="COMMAND"
+    )
+    words = "make a key and print it, once"
+    create = keys.add_parser("create", parents=[settings], help=words, description=words)
+    create.add_argument("--name", required=True, help="whose it is")
+    create.add_argument("--scopes", required=True, help="of infer, train, metrics, admin; comma between")
+    for kind in ("requests", "tokens"):
+        for period in ("minute", "day", "month"):
+            create.add_argument(f"--{kind}-per-{period}", type=int, metavar="N", help=f"most {kind} a {period}")
+    words = "list keys, and what they used in this day and month of UTC"
+    keys.add_parser("list", parents=[settings], help=words, description=words)
+    words = "let a key open nothing any more; running servers know within a second"
+    revoke = keys.add_parser("revoke", parents=[settings], help=words, description=words)
+    revoke.add_argument("key_id", metavar="ID", help="what the key begins with, e.g. esp_0a1b2c3d")
     command("config", "print every setting and where it comes from")
     return whole
 

@@ -20,6 +20,7 @@ import msgspec
 from litestar.types import HTTPDisconnectEvent, HTTPRequestEvent, HTTPScope, Receive, Scope, Send
 
 from export.processing.inputs import BadInput
+from server.access import Caller
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
 from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket
@@ -70,6 +71,7 @@ class Exchange:
         self.repository: Repository = state.repository
         self.metrics: Metrics = state.metrics
         self.settings: Settings = state.settings
+        self.caller: Caller | None = scope.get("state", {}).get("caller")
         self.start = time.perf_counter()
         self.model: Model | None = None
         self.content_type = ""
@@ -188,6 +190,8 @@ class Exchange:
         """Queue the rows; the request is dropped when the client has gone before its turn comes. param: the field that
         the rows come from. Raises ApiError as `begin` does, 429 when the queue is full."""
         self.begin(model, len(rows), param)
+        if self.caller is not None and model.texts is not None:
+            self.caller.spend(sum(map(len, rows)))
         try:
             return model.submit(rows, answer, deadline=self.start + self.timeout, gone=self.gone)
         except QueueFull as error:

@@ -118,6 +118,8 @@ async def ordered(
         raise wrong("response_format", str(error)) from error
     finally:
         left.cancel()
+        if exchange.caller is not None:
+            exchange.caller.spend(sum(ticket.tokens for ticket in tickets))
         for ticket in tickets:
             if not ticket.future.cancel() and not ticket.future.cancelled():
                 ticket.future.exception()  # of several that failed, one is told

@@ -18,6 +18,7 @@ from server.chat_completion import ChatCompletion
 from server.chats import ChatRequest
 from server.completion import Completion
 from server.errors import ErrorBody
+from server.keys import Scope
 from server.prompts import CompletionRequest
 from server.routes.classify import ClassifyAnswer
 from server.routes.embeddings import EmbeddingsAnswer
@@ -25,9 +26,11 @@ from server.routes.files import Deleted, FileList, FileObject
 from server.routes.health import Health
 from server.routes.images import ImagesAnswer, ImagesRequest
 from server.routes.jobs import CheckpointList, EventList, JobList, JobObject
+from server.routes.keys import KeyList, KeyObject, KeyRequest, NewKey
 from server.routes.models import ModelDetails, ModelList
 from server.routes.predict import PredictAnswer
 from server.routes.tokenize import DetokenizeRequest, Text, TokenizeRequest, Tokens
+from server.scopes import scopes_for
 
 VERSION = "0.1.0"
 WORDS = """Fine-tune networks over HTTP and ask them.
@@ -39,6 +42,12 @@ Where OpenAI has the same thing the paths and shapes are OpenAI's, so its client
 Json = dict[str, Any]
 
 TEXT: Json = {"type": "string"}
+KEY: Json = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key, where the server asks for one: it does when others than its own machine can reach it. "
+    "An operation needs one of the scopes that it names.",
+}
 BINARY: Json = {"type": "string", "format": "binary"}
 MODEL: Json = {"type": "string", "description": 'a served model, "name" or "name:version"'}
 TOP_K: Json = {"type": "integer", "minimum": 1, "default": 5, "description": "how many labels to answer"}
@@ -372,6 +381,32 @@ OPERATIONS = (
         answer=json(ModelDetails),
     ),
     Operation(
+        method="post",
+        path="/v1/keys",
+        tag="keys",
+        summary="Make an API key",
+        description="Its scopes say what it may do: infer (ask models), train (files and fine-tuning jobs), metrics "
+        "(read /metrics), admin (all of these; keys, deployments). The key itself is told once, here.",
+        body=json(KeyRequest),
+        example={"name": "ci", "scopes": ["infer", "train"], "limits": {"requests_per_minute": 600}},
+        answer=json(NewKey),
+    ),
+    Operation(
+        method="get",
+        path="/v1/keys",
+        tag="keys",
+        summary="Keys, the oldest first, with what they used",
+        answer=json(KeyList),
+    ),
+    Operation(
+        method="delete",
+        path="/v1/keys/{key_id}",
+        tag="keys",
+        summary="Revoke a key; within a second it opens nothing",
+        parameters=[parameter("key_id", "path", TEXT, "what the key begins with, e.g. esp_0a1b2c3d")],
+        answer=json(KeyObject),
+    ),
+    Operation(
         method="get",
         path="/health/live",
         tag="health",
@@ -423,6 +458,9 @@ def document() -> bytes:
             "parameters": operation.parameters,
             "responses": {"200": {"description": "Done", "content": content(operation.answer)}, "default": error},
         }
+        if needed := scopes_for(operation.method.upper(), operation.path):
+            described["security"] = [{}, {"key": [scope for scope in Scope if scope in needed]}]
+            described["responses"] |= {"401": error, "403": error, "429": error}
         if operation.body:
             described["requestBody"] = {"required": True, "content": content(operation.body, operation.example)}
         paths.setdefault(operation.path, {})[operation.method] = described
@@ -431,6 +469,6 @@ def document() -> bytes:
             "openapi": "3.1.0",
             "info": {"title": "Espalier", "version": VERSION, "description": WORDS},
             "paths": paths,
-            "components": {"schemas": schemas},
+            "components": {"schemas": schemas, "securitySchemes": {"key": KEY}},
         }
     )

@@ -13,6 +13,7 @@ from litestar.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
 from server import logs
+from server.access import Access, AccessLayer
 from server.app import create_app
 from server.frontends.proxy import BehindProxy
 from server.frontends.supervision import FrontendFailed, FrontEnds
@@ -27,15 +28,17 @@ class Server(uvicorn.Server):
     """uvicorn's server, saying when it is ready, and telling the application first when it is about to stop."""
 
     def __init__(self, settings: Settings) -> None:
-        self.application = create_app(settings)
         # With front-ends this process listens where only they can reach it.
         self.frontends = FrontEnds(settings) if settings.frontends else None
-        logged: ASGIApp = RequestLog(self.application, settings.slow_seconds)
+        self.application = create_app(settings, self.frontends.rates if self.frontends else None)
+        access: Access = self.application.state.access
+        guarded: ASGIApp = AccessLayer(self.application, access) if access.on else self.application
+        logged: ASGIApp = RequestLog(guarded, settings.slow_seconds)
         config = uvicorn.Config(
-            logged if self.frontends is None else BehindProxy(logged),
+            BehindProxy(logged) if self.frontends else logged,
             host=settings.host,
             port=settings.port,
-            uds=None if self.frontends is None else self.frontends.path,
+            uds=self.frontends.path if self.frontends else None,
             loop="asyncio" if sys.platform == "win32" else "uvloop",
             http="httptools",
             ws="none",
@@ -53,7 +56,7 @@ class Server(uvicorn.Server):
         if self.started and self.frontends is not None:
             state = self.application.state
             try:
-                await self.frontends.start(state.repository, state.metrics)
+                await self.frontends.start(state.repository, state.metrics, state.access)
             except FrontendFailed as error:
                 log.error("%s", error)
                 await self.lifespan.shutdown()

@@ -48,6 +48,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     poll_seconds: Annotated[float, Meta(gt=0, description="how often the repository is looked through")] = 1.0
     drain_seconds: Annotated[float, Meta(ge=0, description="how long a shutdown waits for open requests")] = 30.0
     slow_seconds: Annotated[float, Meta(gt=0, description="requests slower than this get a line in the log")] = 5.0
+    auth: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(description="whether requests need an API key; auto: where others than this machine can reach the server"),
+    ] = "auto"
+    open_metrics: Annotated[bool, Meta(description="answer /metrics without a key where others need one")] = False
     worker: Annotated[bool, Meta(description="run fine-tuning jobs on this machine")] = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level logged")] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="one line of text, or of JSON, an event")] = "text"

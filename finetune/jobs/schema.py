@@ -1,11 +1,14 @@
-"""The tables of the job store. Times are Unix seconds; structured values are JSON text, so that psql can read them."""
+"""The tables of the database that a server and its workers share.
+
+Times are Unix seconds; structured values are JSON text, so that psql can read them.
+"""
 
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 # The revision of migrations/versions these tables are at; a test compares both.
-REVISION = "0001"
+REVISION = "0002"
 
 metadata = MetaData()
 
@@ -71,4 +74,29 @@ checkpoints = Table(
     Column("created_at", Float(53), nullable=False),
     Column("path", Text, nullable=False),
     Column("metrics", Text, nullable=False),
+)
+
+# Who may call. A key that is revoked stays, so that what it used can still be told.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("scopes", Text, nullable=False),
+    Column("limits", Text, nullable=False),
+    Column("created_at", Float(53), nullable=False),
+    Column("revoked_at", Float(53)),
+)
+
+# What a key used on a day, e.g. "2026-11-26", of UTC.
+key_usage = Table(
+    "key_usage",
+    metadata,
+    Column("key_number", Integer, ForeignKey("api_keys.number"), primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("last_at", Float(53), nullable=False),
 )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
-import uvicorn
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.enums import ScopeType
@@ -14,7 +12,6 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from server.errors import exception_handlers
 from server.frontends.proxy import Proxy
 from server.metrics import Metrics
-from server.request_log import RequestLog
 from server.routes import classify, embeddings, images, predict
 from server.runtime.repository import Repository
 from server.settings import Settings

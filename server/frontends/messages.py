@@ -77,13 +77,13 @@ def answered_of(record: memoryview | bytes) -> Answered:
 
 class Settle(msgspec.Struct, tag=True):
     """The first message to a front-end. settings: JSON. host, port: to listen on. socket: of the inference process's
-    own server. Descriptors: the region, the inference process's eventfd, this one's."""
+    own server. rates: file of what keys may still use. Descriptors: the region, the inference process's eventfd, this one's."""
 
-    number: int
     settings: bytes
     host: str
     port: int
     socket: str
+    rates: str
 
 
 class Offer(msgspec.Struct):
@@ -154,7 +154,7 @@ class LargeCall(msgspec.Struct, tag=True):
 
 
 class Counted(msgspec.Struct, tag=True):
-    """Since the last report, for that of `number`. counts, distributions: by the attribute of Metrics and by labels; of
+    """Since the last report, for that of `number`. counts, distributions: by the attribute of Metrics or Access and by labels; of
     a distribution its counts and its sum. proxied: requests that were passed on."""
 
     number: int

@@ -10,13 +10,17 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import msgspec
 import uvicorn
+from litestar.types import ASGIApp
 
+from finetune.jobs.store import JobStore
 from server import logs
+from server.access import Access, AccessLayer
 from server.frontends.app import FrontendApp, routes_of
 from server.frontends.control import Control
 from server.frontends.link import Link
@@ -35,6 +39,7 @@ from server.frontends.proxy import Proxy
 from server.frontends.region import Region, whole
 from server.frontends.remote import RemoteRepository
 from server.frontends.tally import take
+from server.keys import KeyStore
 from server.metrics import Metrics
 from server.request_log import RequestLog
 from server.settings import Settings
@@ -74,8 +79,9 @@ class Frontend:
         await self.repository.known.wait()
         gc.collect()
         gc.freeze()
-        if not (self.lost or self.stopping):
-            await self._listen()
+        async with keys_of(self.settings, self.access):
+            if not (self.lost or self.stopping):
+                await self._listen()
         serving.cancel()
         with suppress(asyncio.CancelledError):
             await serving
@@ -128,13 +134,15 @@ class Frontend:
         self.link = Link(Region(region), calls_wake, answers_wake, self.control.send)
         os.close(region)
         self.repository = RemoteRepository(settings, self.metrics, self.link, self.control.send)
-        routes = routes_of(settings, self.metrics, self.repository)
-        self.app = FrontendApp(RequestLog(routes, settings.slow_seconds), Proxy(settle.socket))
+        self.access = Access(settings, Path(settle.rates))
+        routes: ASGIApp = routes_of(settings, self.metrics, self.repository)
+        guarded = AccessLayer(routes, self.access) if self.access.on else routes
+        self.app = FrontendApp(RequestLog(guarded, settings.slow_seconds), Proxy(settle.socket))
         self.settled.set_result(None)
 
     def _report(self, number: int) -> None:
         proxied, self.app.proxied = self.app.proxied, 0
-        self.control.send(take(number, self.metrics, proxied))
+        self.control.send(take(number, self.metrics, self.access, proxied))
 
     def _stop(self) -> None:
         self.stopping = True
@@ -150,6 +158,21 @@ class Frontend:
             return
         self.link.lose()
         self._stop()
+
+
+@asynccontextmanager
+async def keys_of(settings: Settings, access: Access) -> AsyncIterator[None]:
+    """Who may call is looked up in the database by every process itself."""
+    if not access.on:
+        yield
+        return
+    store = await asyncio.to_thread(JobStore, settings.database)
+    await access.start(KeyStore(store))
+    try:
+        yield
+    finally:
+        await access.stop()
+        await asyncio.to_thread(store.close)
 
 
 def main(descriptor: int) -> int:

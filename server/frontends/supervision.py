@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 from prometheus_client.core import Metric
 
+from server.access import Access
 from server.frontends.control import Control
 from server.frontends.engine import Bridge
 from server.frontends.listening import reserved
@@ -73,8 +74,8 @@ class Front:
 
 
 class FrontEnds:
-    """All of them. address: host and port that they listen on. path: of the Unix socket of this process's own server,
-    in a folder that nobody else may enter."""
+    """All of them. address: host and port that they listen on. In a folder that nobody else may enter are the Unix
+    socket of this process's own server (`path`), and what keys may still use (`rates`)."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises OSError where the address cannot be had."""
@@ -83,6 +84,7 @@ class FrontEnds:
         self.address: tuple[str, int] = self.kept.getsockname()[:2]
         self.folder = Path(tempfile.mkdtemp(prefix="espalier-"))
         self.path = str(self.folder / "inference.sock")
+        self.rates = self.folder / "rates"
         self.fronts = [Front(number) for number in range(settings.frontends)]
         self.stopping = False
         self.reports: dict[int, tuple[set[int], asyncio.Event]] = {}
@@ -90,9 +92,9 @@ class FrontEnds:
         self.lives: list[asyncio.Task[None]] = []
         self.loads: set[asyncio.Task[None]] = set()
 
-    async def start(self, repository: Repository, metrics: Metrics) -> None:
+    async def start(self, repository: Repository, metrics: Metrics, access: Access) -> None:
         """Start them, and return when all listen. Raises FrontendFailed."""
-        self.repository, self.metrics = repository, metrics
+        self.repository, self.metrics, self.access = repository, metrics, access
         repository.watchers.append(self._serve)
         metrics.registry.register(self)
         metrics.gather = self.gather
@@ -200,7 +202,7 @@ class FrontEnds:
         bridge = front.bridge = Bridge(region, calls_wake, answers_wake, control.send)
         settings = msgspec.json.encode(self.settings, enc_hook=str)
         control.send(
-            Settle(front.number, settings, *self.address, self.path),
+            Settle(settings, *self.address, self.path, str(self.rates)),
             [memory, os.dup(calls_wake), os.dup(answers_wake)],
         )
         control.send(bridge.serve(self.repository))
@@ -228,7 +230,7 @@ class FrontEnds:
                 self.loads.add(task)
                 task.add_done_callback(self.loads.discard)
             case Counted():
-                add(message, self.metrics)
+                add(message, self.metrics, self.access)
                 front.requests += message.proxied + sum(count for _, count in message.counts["requests"])
                 if message.number in self.reports:
                     asked, done = self.reports[message.number]

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
+from server.access import Access
 from server.frontends.messages import Counted
 from server.histograms import Histograms
 from server.metrics import Metrics
 
 
-def take(number: int, metrics: Metrics, proxied: int) -> Counted:
+def families(metrics: Metrics, access: Access) -> dict[str, Any]:
+    """By name, what one of them counts by labels."""
+    found = {**vars(metrics), **vars(access)}
+    return {name: family for name, family in found.items() if isinstance(family, defaultdict | Histograms)}
+
+
+def take(number: int, metrics: Metrics, access: Access, proxied: int) -> Counted:
     """What was counted since the last time; it begins anew."""
     counts, distributions = {}, {}
-    for name, family in vars(metrics).items():
+    for name, family in families(metrics, access).items():
         if isinstance(family, defaultdict):
             counts[name] = [(list(labels), count) for labels, count in family.items()]
             family.clear()
@@ -25,13 +33,14 @@ def take(number: int, metrics: Metrics, proxied: int) -> Counted:
     return Counted(number, counts, distributions, proxied)
 
 
-def add(counted: Counted, metrics: Metrics) -> None:
+def add(counted: Counted, metrics: Metrics, access: Access) -> None:
+    known = families(metrics, access)
     for name, counts in counted.counts.items():
-        family = getattr(metrics, name)
+        family = known[name]
         for labels, count in counts:
             family[tuple(labels)] += count
     for name, distributions in counted.distributions.items():
-        family = getattr(metrics, name)
+        family = known[name]
         for labels, counts, total in distributions:
             child = family.labels(*labels)
             child.counts[:] = [here + there for here, there in zip(child.counts, counts, strict=True)]

@@ -192,6 +192,8 @@ def counted(
     metrics = exchange.metrics.generation.of(model.name, str(model.version))
     metrics.prompt_tokens += spent.prompt_tokens
     metrics.generation_tokens += spent.completion_tokens
+    if exchange.caller is not None:
+        exchange.caller.spend(spent.completion_tokens)
     return spent
 
 

@@ -80,6 +80,12 @@ class Ticket:
         self.over = False
 
     @property
+    def tokens(self) -> int:
+        """Read and written so far."""
+        begun = any(stream.times.scheduled for stream in self.streams)
+        return begun * len(self.prompt) + sum(stream.times.generated_tokens for stream in self.streams)
+
+    @property
     def places(self) -> int:
         """That a sequence takes at most."""
         return len(self.prompt) + self.order.sampling.max_tokens
