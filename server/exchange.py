@@ -23,7 +23,7 @@ from export.processing.inputs import BadInput
 from server.access import Caller
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
-from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket
+from server.runtime.batcher import Block, ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket, Wanted
 from server.runtime.model import Model
 from server.runtime.repository import CannotLoad, NotLoaded, Repository, UnknownModel
 from server.settings import Settings
@@ -182,18 +182,18 @@ class Exchange:
             headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
             raise ApiError(503, str(error), param="model", code="model_unavailable", headers=headers) from error
 
-    async def answers(self, model: Model, rows: list[Any], answer: str) -> list[Any]:
-        """Queue the rows and wait."""
-        return await self.result(self.submit(model, rows, answer).future)
+    async def answers(self, model: Model, block: Block, wanted: Wanted) -> Any:
+        """Queue the rows and wait for what Ticket.future gives."""
+        return await self.result(self.submit(model, block, wanted).future)
 
-    def submit(self, model: Model, rows: list[Any], answer: str, param: str = "input") -> Ticket:
+    def submit(self, model: Model, block: Block, wanted: Wanted, param: str = "input") -> Ticket:
         """Queue the rows; the request is dropped when the client has gone before its turn comes. param: the field that
         the rows come from. Raises ApiError as `begin` does, 429 when the queue is full."""
-        self.begin(model, len(rows), param)
+        self.begin(model, len(block), param)
         if self.caller is not None and model.texts is not None:
-            self.caller.spend(sum(map(len, rows)))
+            self.caller.spend(sum(map(len, block)))
         try:
-            return model.submit(rows, answer, deadline=self.start + self.timeout, gone=self.gone)
+            return model.submit(block, wanted, deadline=self.start + self.timeout, gone=self.gone)
         except QueueFull as error:
             raise no_room(model, error) from error
 

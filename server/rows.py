@@ -26,6 +26,7 @@ from export.processing.series import series
 from export.processing.vectors import vector
 from server.errors import ApiError
 from server.exchange import Exchange, decode_json
+from server.runtime.batcher import Block
 from server.runtime.model import Model
 from server.upload import UploadForm
 
@@ -35,7 +36,8 @@ INLINE_BYTES = 64 * 1024
 
 decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
-Rows = tuple[list[Any], int]
+# The rows of a request as a model takes them, and the tokens in them.
+Rows = tuple[Block, int]
 
 
 class Request(Protocol):
@@ -100,7 +102,7 @@ def json_rows(model: Model, raw: msgspec.Raw) -> Rows:
     if isinstance(spec, VectorInput):
         many = nested(raw)
         values = decode_input(raw, list[list[float]] if many else list[float], "a list of numbers")
-        return [vector(row, spec) for row in (values if many else [values])], 0
+        return stacked([vector(row, spec) for row in (values if many else [values])]), 0
     if isinstance(spec, SeriesInput):
         return series_rows(spec, raw), 0
     if isinstance(spec, TextInput) and bytes(raw).lstrip()[:1] == b"[" and not has_strings(raw):
@@ -111,7 +113,7 @@ def json_rows(model: Model, raw: msgspec.Raw) -> Rows:
         raise ApiError(400, "input: an empty list", param="input")
     if isinstance(spec, TextInput):
         return text_rows(model, items)
-    return [decode_image(data_url(item, i), spec) for i, item in enumerate(items)], 0
+    return stacked([decode_image(data_url(item, i), spec) for i, item in enumerate(items)]), 0
 
 
 def series_rows(spec: SeriesInput, raw: msgspec.Raw) -> list[np.ndarray]:
@@ -163,12 +165,12 @@ def file_rows(model: Model, contents: Sequence[bytes]) -> Rows:
     """Graph rows of uploaded files: images, UTF-8 texts, float32 vectors or series."""
     spec = model.reads
     if isinstance(spec, ImageInput):
-        return [decode_image(content, spec) for content in contents], 0
+        return stacked([decode_image(content, spec) for content in contents]), 0
     if isinstance(spec, TextInput):
         return text_rows(model, [utf8(content) for content in contents])
     if isinstance(spec, SeriesInput):
         return [series(content, spec) for content in contents], 0
-    return [vector(content, spec) for content in contents], 0
+    return stacked([vector(content, spec) for content in contents]), 0
 
 
 def raw_rows(model: Model, kind: str, body: bytes) -> Rows:
@@ -183,7 +185,7 @@ def raw_rows(model: Model, kind: str, body: bytes) -> Rows:
         if kind != "application/octet-stream" or len(body) % size:
             takes = f"{model.name} reads vectors of {spec.features} float32 numbers ({size} bytes)"
             raise ApiError(400, f"{takes} as application/octet-stream; the body has {len(body)} bytes of {kind}")
-        return [vector(body[i : i + size], spec) for i in range(0, len(body), size)], 0
+        return stacked([vector(body[i : i + size], spec) for i in range(0, len(body), size)]), 0
     if isinstance(spec, SeriesInput):
         if kind != "application/octet-stream":
             takes = f"{model.name} reads series of {spec.channels} float32 numbers a step"
@@ -191,12 +193,17 @@ def raw_rows(model: Model, kind: str, body: bytes) -> Rows:
         return [series(body, spec)], 0
     shape = (spec.height, spec.width, spec.channels)
     if kind == "application/octet-stream" and len(body) % (size := spec.height * spec.width * spec.channels) == 0:
-        return list(np.frombuffer(body, np.uint8).reshape(-1, *shape)), 0
+        return np.frombuffer(body, np.uint8).reshape(-1, *shape), 0
     if kind != "application/octet-stream" and not kind.startswith("image/"):
         raise ApiError(
             415, f"{model.name} reads images: send image/*, application/octet-stream, a form or JSON, not {kind}"
         )
-    return [decode_image(body, spec)], 0
+    return decode_image(body, spec)[None], 0
+
+
+def stacked(rows: list[np.ndarray]) -> np.ndarray:
+    """[rows, …]; one row is not copied."""
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
 async def read_form(exchange: Exchange) -> tuple[list[bytes], dict[str, str]]:

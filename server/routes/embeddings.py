@@ -7,7 +7,6 @@ import time
 from typing import Literal
 
 import msgspec
-import numpy as np
 from litestar import asgi
 from litestar.types import Receive, Scope, Send
 
@@ -54,7 +53,7 @@ async def embeddings(exchange: Exchange) -> bytes:
     if request.dimensions not in (None, width):
         raise ApiError(400, f"dimensions: {model.name} gives {width} and no other number", param="dimensions")
     rows, tokens = await off_loop(len(body), model, json_rows, model, request.input)
-    found = normalize(np.stack(await exchange.answers(model, rows, "embedding")))
+    found = normalize(await exchange.answers(model, rows, "embedding"))
     start = time.perf_counter()
     plain = request.encoding_format == "float"
     data = [

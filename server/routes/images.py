@@ -96,7 +96,7 @@ async def images(exchange: Exchange) -> bytes:
     if request.latent is None and request.interpolation is None and seed is None:
         seed = secrets.randbelow(2**32)
     rows = await on_thread(latents, request, seed, generator)
-    found = await exchange.result(exchange.submit(model, list(rows), "generate", "n").future)
+    found = await exchange.result(exchange.submit(model, rows, "generate", "n").future)
     start = time.perf_counter()
     data = await on_thread(encoded, found)
     answer = ImagesAnswer(int(time.time()), data, model.name, model.version, seed, size)

@@ -6,10 +6,11 @@ import asyncio
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,14 +20,14 @@ from export.processing.inputs import DataInput, ImageInput, LatentInput, SeriesI
 from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
-from server.runtime.answers import Answer, Rows, answers, generator
-from server.runtime.batcher import Batcher, Run, Ticket
+from server.runtime.answers import Answer, answers, generator
+from server.runtime.batcher import Batcher, Block, Run, Ticket, Value, Wanted
 from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
 from server.runtime.placement import placement
-from server.runtime.session import Session
+from server.runtime.session import Inputs, Session
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
 from server.settings import Settings
@@ -116,8 +117,11 @@ class Model:
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.request_seconds = metrics.latency.labels(*labels)
-        # By what is asked for: rows of different graphs cannot run together.
-        self.batchers: dict[str, Batcher] = {}
+        # The queue before model.onnx, and that before the graph which makes images where this is another.
+        self.batcher: Batcher | None = None
+        self.images: Batcher | None = None
+        # Whether outputs of the graph itself can be asked for.
+        self.raw = loaded.session is not None and loaded.writer is None
         self.engine: Engine | None = None
         if (language := loaded.language) is not None:
             self.provider = language.slots.provider
@@ -148,15 +152,15 @@ class Model:
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
             )
 
-        main = batcher(
+        self.batcher = batcher(
             _writing(loaded.writer) if loaded.writer else _runner(session, loaded.manifest, known),
             0 if loaded.inline else session.parallel,
             len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
         )
-        self.batchers = dict.fromkeys(["complete"] if loaded.writer else known, main)
+        self.answers = {"complete"} if loaded.writer else set(known)
         if loaded.images is not None:
-            self.batchers["generate"] = batcher(_generating(loaded.images), loaded.images.parallel, None)
-        self.answers = set(self.batchers)
+            self.images = batcher(_generating(loaded.images), loaded.images.parallel, None)
+            self.answers.add("generate")
 
     @property
     def reads(self) -> DataInput:
@@ -165,20 +169,38 @@ class Model:
         return self.manifest.input
 
     def submit(
-        self, block: Sequence[Any], wanted: str, *, deadline: float, gone: Callable[[], bool] | None = None
+        self,
+        block: Block,
+        wanted: Wanted,
+        *,
+        deadline: float,
+        gone: Callable[[], bool] | None = None,
+        priority: int = 0,
     ) -> Ticket:
-        """Queue the rows of one request. wanted: one of `answers`. The rest is as `Batcher.submit` has it."""
-        return self.batchers[wanted].submit(block, wanted, deadline, gone)
+        """Have rows answered, at least one: the one door to the session.
+
+        block: of a vector float32 [rows, features], of an image uint8 [rows, height, width, channels], of noise float32
+        [rows, latent]; of a text a list of lists of token ids, of a series a list of float32 [steps, channels]; of a
+        translation a list of Prompts. wanted: one of `answers`, or, where `raw`, names of outputs of the graph.
+        deadline: on time.perf_counter's clock. gone: whether the client has left. Raises QueueFull. Not of a model with
+        an engine.
+        """
+        batcher = self.images if self.images is not None and wanted == "generate" else self.batcher
+        assert batcher is not None, "what has an engine takes orders"
+        return batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
 
     def waiting(self) -> int:
         """Rows that wait for a run, or orders for a slot."""
         if self.engine is not None:
             return self.engine.depth()
-        return sum(batcher.depth() for batcher in set(self.batchers.values()))
+        return sum(batcher.depth() for batcher in self._batchers())
+
+    def _batchers(self) -> list[Batcher]:
+        return [batcher for batcher in (self.batcher, self.images) if batcher is not None]
 
     async def close(self) -> None:
         """Wait until the requests that hold this model are answered, then end what it runs on."""
-        while self.requests or any(batcher.waiting or batcher.running for batcher in self.batchers.values()):  # noqa: ASYNC110 - once
+        while self.requests or not all(batcher.idle() for batcher in self._batchers()):  # noqa: ASYNC110 - once
             await asyncio.sleep(0.01)
         if self.engine is not None:
             await self.engine.drain()
@@ -194,8 +216,8 @@ def fingerprint(manifest: Manifest) -> str:
 def _writing(found: Writer) -> Run:
     """Prompts to the candidates of each."""
 
-    def run(rows: list[Any], wanted: list[str]) -> dict[str, Rows]:
-        return {"complete": found.decoder.decode(rows)}
+    def run(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
+        return {"complete": found.decoder.decode(_rows(blocks))}
 
     return run
 
@@ -203,30 +225,38 @@ def _writing(found: Writer) -> Run:
 def _generating(session: Session) -> Run:
     """Latent vectors to images."""
 
-    def run(rows: list[Any], wanted: list[str]) -> dict[str, Rows]:
-        return {"generate": session.run({"latent": np.stack(rows)}, ["image"])[0]}
+    def run(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
+        return {"generate": session.run({"latent": cast(list[np.ndarray], blocks)}, ["image"])[0]}
 
     return run
 
 
-def _runner(session: Session, manifest: Manifest, known: Mapping[str, Answer]) -> Any:
-    """Rows to answers: stacked or padded, run, and made what was asked for."""
+def _runner(session: Session, manifest: Manifest, known: Mapping[str, Answer]) -> Run:
+    """Rows to answers: put together or padded, run, and made what was asked for."""
     spec, name = manifest.input, manifest.inputs[0].name
 
-    def run(rows: list[Any], wanted: list[str]) -> dict[str, Rows]:
+    def run(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
+        inputs: Inputs
         if isinstance(spec, TextInput):
-            ids, mask = pad(rows, spec.pad_token_id, spec.max_length)
+            ids, mask = pad(_rows(blocks), spec.pad_token_id, spec.max_length)
             inputs = {"input_ids": ids, "attention_mask": mask}
         elif isinstance(spec, SeriesInput):
-            series, mask = pad_series(rows)
+            series, mask = pad_series(_rows(blocks))
             inputs = {"series": series, "attention_mask": mask}
         else:
-            inputs = {name: rows[0][None] if len(rows) == 1 else np.stack(rows)}
-        outputs = sorted({output for answer in wanted for output in known[answer].outputs})
+            inputs = {name: cast(list[np.ndarray], blocks)}
+        outputs = sorted({output for one in wanted for output in (known[one].outputs if isinstance(one, str) else one)})
         found = dict(zip(outputs, session.run(inputs, outputs), strict=True))
-        return {answer: known[answer].make(found) for answer in wanted}
+        return {
+            one: known[one].make(found) if isinstance(one, str) else [found[output] for output in one] for one in wanted
+        }
 
     return run
+
+
+def _rows(blocks: list[Block]) -> list[Any]:
+    """Of all blocks, which are lists."""
+    return cast(list[Any], blocks[0]) if len(blocks) == 1 else list(chain.from_iterable(blocks))
 
 
 def _blank(manifest: Manifest, rows: int) -> dict[str, np.ndarray]:

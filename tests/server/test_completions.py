@@ -200,7 +200,7 @@ def test_a_deadline_that_has_passed(live: Live, stream: bool) -> None:
 def test_a_short_answer_does_not_wait_for_the_long_ones_of_its_batch(
     live: Live, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live.repository.models["german"].batchers["complete"], "parallel", 1)
+    monkeypatch.setattr(live.repository.models["german"].batcher, "parallel", 1)
     prompts = ["the cat sleeps", "sleeps today the"] if model == "tales" else ["the", "the cat dog sleeps today"]
     told = [choice for event in stream_of(live, model, prompts, temperature=0) for choice in event["choices"]]
     assert [choice["index"] for choice in told if choice["finish_reason"]] == [0, 1]

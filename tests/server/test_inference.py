@@ -9,13 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from server.runtime.batcher import Block, Value, Wanted
 from server.settings import Settings
 from tests.server.bundles import publish_images, publish_texts, publish_vectors
 from tests.server.conftest import Live, message_of, running
@@ -147,13 +147,14 @@ def test_a_client_that_hangs_up_in_the_queue_costs_no_run(tmp_path: Path, monkey
     body = b'{"model": "points", "input": [0, %d]}'
     head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     with running(settings) as live:
-        batcher = live.repository.get("points").batchers["classify"]
+        batcher = live.repository.get("points").batcher
+        assert batcher is not None
         run, gate, ran = batcher.run, threading.Event(), []
 
-        def held(rows: list[Any], outputs: list[str]) -> dict[str, np.ndarray]:
+        def held(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
             assert gate.wait(10)
-            ran.extend(float(row[1]) for row in rows)
-            return run(rows, outputs)
+            ran.extend(float(row[1]) for block in blocks for row in block)
+            return run(blocks, wanted)
 
         monkeypatch.setattr(batcher, "run", held)
         host, port = live.address.removeprefix("http://").split(":")

@@ -12,7 +12,19 @@ import pytest
 
 from server.histograms import Distribution
 from server.metrics import ROWS, SECONDS
-from server.runtime.batcher import Batcher, ClientGone, DeadlinePassed, QueueFull, RunFailed, alike
+from server.runtime.batcher import (
+    HEAD_START_SECONDS,
+    Batcher,
+    Block,
+    ClientGone,
+    DeadlinePassed,
+    QueueFull,
+    Run,
+    RunFailed,
+    Value,
+    Wanted,
+    alike,
+)
 
 LATER = 3600.0
 
@@ -25,15 +37,21 @@ class Recorder:
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, rows: list[Any], outputs: list[str]) -> dict[str, np.ndarray]:
-        self.batches.append(list(rows))
+    def __call__(self, blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
+        rows = [row for block in blocks for row in block]
+        self.batches.append(rows)
         assert self.gate.wait(10)
         if "fail" in rows:
             raise RuntimeError("broken")
-        return {output: np.array([f"{output}:{row}" for row in rows]) for output in outputs}
+        return {
+            one: np.array([f"{one}:{row}" for row in rows])
+            if isinstance(one, str)
+            else [np.array([f"{output}:{row}" for row in rows]) for output in one]
+            for one in wanted
+        }
 
 
-def batcher(run: Recorder, **options: Any) -> Batcher:
+def batcher(run: Run, **options: Any) -> Batcher:
     settings: dict[str, Any] = {
         "max_batch_size": 4,
         "max_queue_delay": 0.0,
@@ -47,14 +65,14 @@ def batcher(run: Recorder, **options: Any) -> Batcher:
     return Batcher(run, **{**settings, **options})
 
 
-def deadline(seconds: float = LATER) -> float:
+def within(seconds: float = LATER) -> float:
     return time.perf_counter() + seconds
 
 
 async def held(run: Recorder, queue: Batcher) -> asyncio.Future[list[np.ndarray]]:
     """A first batch that runs until the gate opens."""
     run.gate.clear()
-    first = queue.submit(["first"], "logits", deadline()).future
+    first = queue.submit(["first"], "logits", deadline=within()).future
     while not run.batches:
         await asyncio.sleep(0.001)
     return first
@@ -65,7 +83,7 @@ def test_an_idle_session_runs_a_request_at_once(parallel: int) -> None:
     async def story() -> None:
         run = Recorder()
         queue = batcher(run, parallel=parallel)
-        answer = await asyncio.wait_for(queue.submit(["a"], "logits", deadline()).future, 5)
+        answer = await asyncio.wait_for(queue.submit(["a"], "logits", deadline=within()).future, 5)
         assert [str(row) for row in answer] == ["logits:a"]
         assert run.batches == [["a"]]
 
@@ -77,7 +95,7 @@ def test_what_arrives_during_a_run_is_the_next_batch_up_to_its_size() -> None:
         run = Recorder()
         queue = batcher(run)
         first = await held(run, queue)
-        tickets = [queue.submit([i], "logits", deadline()) for i in range(6)]
+        tickets = [queue.submit([i], "logits", deadline=within()) for i in range(6)]
         assert queue.depth() == 6
         run.gate.set()
         await asyncio.gather(first, *(ticket.future for ticket in tickets))
@@ -91,11 +109,11 @@ def test_free_runs_share_what_waits_and_none_idles_while_rows_wait() -> None:
         run = Recorder()
         run.gate.clear()
         queue = batcher(run, parallel=2)
-        early = queue.submit(list(range(6)), "logits", deadline())
+        early = queue.submit(list(range(6)), "logits", deadline=within())
         while len(run.batches) < 2:
             await asyncio.sleep(0.001)
         assert sorted(run.batches) == [[0, 1, 2], [3, 4, 5]]
-        late = queue.submit([6, 7], "logits", deadline())
+        late = queue.submit([6, 7], "logits", deadline=within())
         await asyncio.sleep(0.02)
         assert queue.depth() == 2
         run.gate.set()
@@ -117,7 +135,7 @@ def test_everybody_gets_their_own_rows_in_their_order(parallel: int) -> None:
             await asyncio.sleep((i % 7) / 1000)
             rows = [100 * i + j for j in range(1 + i % 9)]
             output = ("logits", "embedding")[i % 2]
-            found = await queue.submit(rows, output, deadline()).future
+            found = await queue.submit(rows, output, deadline=within()).future
             assert [str(row) for row in found] == [f"{output}:{row}" for row in rows]
 
         await asyncio.wait_for(asyncio.gather(*(ask(i) for i in range(60))), 30)
@@ -126,14 +144,69 @@ def test_everybody_gets_their_own_rows_in_their_order(parallel: int) -> None:
     asyncio.run(asyncio.wait_for(story(), 60))
 
 
+@pytest.mark.parametrize("parallel", [0, 1, 2])
+def test_outputs_of_the_graph_come_as_arrays_and_a_large_block_is_cut(parallel: int) -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run, parallel=parallel)
+        block = np.arange(11)
+        tickets = [
+            queue.submit(block, ("logits", "embedding"), deadline=within()),
+            queue.submit(block[:2] + 20, "logits", deadline=within()),
+        ]
+        (logits, embedding), others = await asyncio.gather(*(ticket.future for ticket in tickets))
+        assert logits.tolist() == [f"logits:{row}" for row in range(11)]
+        assert embedding.tolist() == [f"embedding:{row}" for row in range(11)]
+        assert others.tolist() == ["logits:20", "logits:21"]
+        assert max(map(len, run.batches)) <= 4
+        assert sorted(row for rows in run.batches for row in rows) == [*range(11), 20, 21]
+        assert all(ticket.queued <= ticket.started <= ticket.finished for ticket in tickets)
+
+    asyncio.run(asyncio.wait_for(story(), 10))
+
+
+def test_a_block_that_runs_alone_reaches_the_session_uncopied() -> None:
+    async def story() -> None:
+        seen: list[Block] = []
+
+        def run(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
+            seen.extend(blocks)
+            return {"logits": np.asarray(blocks[0])}
+
+        block = np.ones((4, 3), np.float32)
+        found = await batcher(run).submit(block, "logits", deadline=within()).future
+        assert seen[0] is block
+        assert found is block
+
+    asyncio.run(story())
+
+
+def test_a_higher_priority_goes_first_and_nobody_starves() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run, max_batch_size=1)
+        first = await held(run, queue)
+        asked = [("background", -1), ("normal", 0), ("urgent", 1), ("also normal", 0), ("most urgent", 3)]
+        tickets = [queue.submit([name], "logits", deadline=within(), priority=level) for name, level in asked]
+        old = queue.submit(["old"], "logits", deadline=within())
+        old.turn -= 4 * HEAD_START_SECONDS  # as if it had come so much earlier
+        old.lane.rotate(1)
+        run.gate.set()
+        await asyncio.gather(first, old.future, *(ticket.future for ticket in tickets))
+        order = [row for [row] in run.batches[1:]]
+        assert order == ["old", "most urgent", "urgent", "normal", "also normal", "background"]
+
+    asyncio.run(story())
+
+
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     async def story() -> None:
         run = Recorder()
         queue = batcher(run, queue_limit=3)
         first = await held(run, queue)
-        kept = [queue.submit([i], "logits", deadline()) for i in range(3)]
+        kept = [queue.submit([i], "logits", deadline=within()) for i in range(3)]
         with pytest.raises(QueueFull) as refused:
-            queue.submit(["too many"], "logits", deadline())
+            queue.submit(["too many"], "logits", deadline=within())
         assert refused.value.retry_after >= 1
         run.gate.set()
         await asyncio.gather(first, *(ticket.future for ticket in kept))
@@ -146,8 +219,8 @@ def test_a_request_past_its_deadline_costs_no_run() -> None:
         run = Recorder()
         queue = batcher(run)
         first = await held(run, queue)
-        late = queue.submit(["late"], "logits", deadline(0.01))
-        patient = queue.submit(["patient"], "logits", deadline())
+        late = queue.submit(["late"], "logits", deadline=within(0.01))
+        patient = queue.submit(["patient"], "logits", deadline=within())
         await asyncio.sleep(0.05)
         run.gate.set()
         with pytest.raises(DeadlinePassed):
@@ -163,8 +236,8 @@ def test_a_cancelled_request_costs_no_run() -> None:
         run = Recorder()
         queue = batcher(run)
         first = await held(run, queue)
-        gone = queue.submit(["gone", "too"], "logits", deadline())
-        stays = queue.submit(["stays"], "logits", deadline())
+        gone = queue.submit(["gone", "too"], "logits", deadline=within())
+        stays = queue.submit(["stays"], "logits", deadline=within())
         gone.future.cancel()
         run.gate.set()
         await asyncio.gather(first, stays.future)
@@ -178,8 +251,8 @@ def test_a_request_whose_client_has_gone_costs_no_run() -> None:
         run = Recorder()
         queue = batcher(run)
         first = await held(run, queue)
-        left = queue.submit(["gone", "too"], "logits", deadline(), gone=lambda: True)
-        stays = queue.submit(["stays"], "logits", deadline(), gone=lambda: False)
+        left = queue.submit(["gone", "too"], "logits", deadline=within(), gone=lambda: True)
+        stays = queue.submit(["stays"], "logits", deadline=within(), gone=lambda: False)
         await asyncio.sleep(0.01)
         run.gate.set()
         with pytest.raises(ClientGone):
@@ -195,8 +268,8 @@ def test_a_batch_that_fails_fails_alone(parallel: int) -> None:
     async def story() -> None:
         queue = batcher(Recorder(), parallel=parallel)
         with pytest.raises(RunFailed, match="broken"):
-            await queue.submit(["fail"], "logits", deadline()).future
-        assert len(await queue.submit(["well"], "logits", deadline()).future) == 1
+            await queue.submit(["fail"], "logits", deadline=within()).future
+        assert len(await queue.submit(["well"], "logits", deadline=within()).future) == 1
 
     asyncio.run(story())
 
@@ -205,13 +278,13 @@ def test_with_a_delay_an_incomplete_batch_waits_and_a_full_one_does_not() -> Non
     async def story() -> None:
         run = Recorder()
         queue = batcher(run, max_queue_delay=0.05)
-        early = queue.submit(["a"], "logits", deadline())
+        early = queue.submit(["a"], "logits", deadline=within())
         await asyncio.sleep(0.01)
         assert run.batches == []
-        await asyncio.gather(early.future, queue.submit(["b"], "logits", deadline()).future)
+        await asyncio.gather(early.future, queue.submit(["b"], "logits", deadline=within()).future)
         assert run.batches == [["a", "b"]]
         slow = batcher(run, max_queue_delay=60.0)
-        await asyncio.wait_for(slow.submit([1, 2, 3, 4], "logits", deadline()).future, 5)
+        await asyncio.wait_for(slow.submit([1, 2, 3, 4], "logits", deadline=within()).future, 5)
 
     asyncio.run(story())
 
@@ -233,7 +306,7 @@ def test_texts_of_a_length_run_together() -> None:
         queue = batcher(run, length=len)
         first = await held(run, queue)
         rows = ["s1", "a long text of many words", "s2", "s3", "another long text of many words", "s4"]
-        tickets = [queue.submit([row], "logits", deadline()) for row in rows]
+        tickets = [queue.submit([row], "logits", deadline=within()) for row in rows]
         run.gate.set()
         await asyncio.gather(first, *(ticket.future for ticket in tickets))
         assert run.batches[1:] == [["s1", "s2", "s3", "s4"], [rows[1], rows[4]]]

@@ -82,8 +82,8 @@ def test_a_swap_under_load_fails_no_request(tmp_path: Path) -> None:
         async def client() -> None:
             while going:
                 model = found.get("points")
-                rows = [np.float32([0, 5]), np.float32([0, -5])]
-                answer = await model.batchers["classify"].submit(rows, "classify", float("inf")).future
+                rows = np.float32([[0, 5], [0, -5]])
+                answer = await model.submit(rows, "classify", deadline=float("inf")).future
                 assert answer[0].argmax() == 0
                 assert answer[1].argmax() == 1
                 versions.add(model.version)
