@@ -24,7 +24,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
     frontends: Annotated[
-        int, Meta(ge=0, le=64, description="processes that do HTTP for the one that runs the models; 0: it does its own")
+        int,
+        Meta(ge=0, le=64, description="processes that do HTTP for the one that runs the models; 0: it does its own"),
     ] = 0
     home: Annotated[Path, Meta(description="folder of everything the server keeps")] = Path("espalier-data")
     database: Annotated[str, Meta(description="SQLAlchemy URL of the job store; empty: SQLite in home")] = ""

@@ -67,7 +67,8 @@ class Bridge:
     def __init__(
         self, region: Region, calls_wake: int, answers_wake: int, send: Callable[[LargeAnswer, list[int]], None]
     ) -> None:
-        """calls_wake, answers_wake: the eventfds of this process and of the front-end. send: over the control socket."""
+        """calls_wake, answers_wake: the eventfds of this process and of the front-end. send: over the control
+        socket."""
         self.loop = asyncio.get_running_loop()
         self.calls, self.answers = Ring(region.calls, calls_wake), Ring(region.answers, answers_wake)
         self.memory, self.flags, self.send = region.slab, region.gone, send

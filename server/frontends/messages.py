@@ -77,7 +77,8 @@ def answered_of(record: memoryview | bytes) -> Answered:
 
 class Settle(msgspec.Struct, tag=True):
     """The first message to a front-end. settings: JSON. host, port: to listen on. socket: of the inference process's
-    own server. rates: file of what keys may still use. Descriptors: the region, the inference process's eventfd, this one's."""
+    own server. rates: file of what keys may still use. Descriptors: the region, the eventfd of the inference process,
+    this one's."""
 
     settings: bytes
     host: str
@@ -154,8 +155,8 @@ class LargeCall(msgspec.Struct, tag=True):
 
 
 class Counted(msgspec.Struct, tag=True):
-    """Since the last report, for that of `number`. counts, distributions: by the attribute of Metrics or Access and by labels; of
-    a distribution its counts and its sum. proxied: requests that were passed on."""
+    """Since the last report, for that of `number`. counts, distributions: by the attribute of Metrics or Access and by
+    labels; of a distribution its counts and its sum. proxied: requests that were passed on."""
 
     number: int
     counts: dict[str, list[tuple[list[str], int]]]

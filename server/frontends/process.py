@@ -185,4 +185,5 @@ def main(descriptor: int) -> int:
 
     # uvicorn raises the signal again once it has stopped in order, which is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    return uvloop.run(run())
+    status: int = uvloop.run(run())
+    return status

@@ -159,10 +159,12 @@ class BehindProxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == ScopeType.HTTP:
-            for place, (name, value) in enumerate(scope["headers"]):
+            headers = list(scope["headers"])
+            for place, (name, value) in enumerate(headers):
                 if name == CLIENT:
                     host, _, port = value.decode().partition(" ")
                     scope["client"] = host, int(port)
-                    scope["headers"] = [*scope["headers"][:place], *scope["headers"][place + 1 :]]
+                    del headers[place]
+                    scope["headers"] = headers
                     break
         await self.app(scope, receive, send)

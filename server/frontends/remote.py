@@ -113,9 +113,7 @@ class RemoteModel(Model):
 class RemoteRepository(Repository):
     """What the inference process serves, as far as it has told. known: whether it has told anything yet."""
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, link: Link, send: Callable[[Let | Load], None]
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, link: Link, send: Callable[[Let | Load], None]) -> None:
         super().__init__(settings, metrics)
         self.link, self.send = link, send
         self.known = asyncio.Event()

@@ -12,6 +12,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 ALIGNMENT = 64
 # Head, tail and armed lie on cache lines of their own: what one process writes must not take the other's away.
@@ -79,10 +80,8 @@ class Ring:
 
     def woken(self) -> None:
         """Take the wake-up, and ask for the next."""
-        try:
+        with suppress(BlockingIOError):  # it was taken before
             os.eventfd_read(self.wake)
-        except BlockingIOError:
-            pass  # taken before
         self.arm()
 
     def records(self) -> Iterator[memoryview]:

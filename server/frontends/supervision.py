@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -102,7 +102,7 @@ class FrontEnds:
         self.lives = [
             asyncio.create_task(self._live(front, event)) for front, event in zip(self.fronts, ready, strict=True)
         ]
-        everyone = asyncio.gather(*(event.wait() for event in ready))
+        everyone = asyncio.create_task(all_of(ready))
         await asyncio.wait((everyone, *self.lives), return_when=asyncio.FIRST_COMPLETED)
         if not everyone.done():
             everyone.cancel()
@@ -258,3 +258,8 @@ class FrontEnds:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
             await self.gather()
+
+
+async def all_of(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()

@@ -40,8 +40,7 @@ def add(counted: Counted, metrics: Metrics, access: Access) -> None:
         for labels, count in counts:
             family[tuple(labels)] += count
     for name, distributions in counted.distributions.items():
-        family = known[name]
-        for labels, counts, total in distributions:
-            child = family.labels(*labels)
-            child.counts[:] = [here + there for here, there in zip(child.counts, counts, strict=True)]
+        for labels, there, total in distributions:
+            child = known[name].labels(*labels)
+            child.counts[:] = [one + other for one, other in zip(child.counts, there, strict=True)]
             child.sum += total

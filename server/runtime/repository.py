@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class Repository:
         self.settings = settings
         self.metrics = metrics
         self.models: dict[str, Model] = {}
+        # Called when what is served has changed.
+        self.watchers: list[Callable[[], None]] = []
         # Versions that would not load, with their manifest's time of change: tried again when that is another.
         self.refused: dict[tuple[str, int], float] = {}
         self.reasons: dict[tuple[str, int], str] = {}
@@ -167,6 +170,8 @@ class Repository:
         self.metrics.model_info.labels(*labels, model.manifest.task, model.provider).set(1)
         self.metrics.load_seconds.labels(*labels).set(loaded.seconds)
         self.metrics.queue[labels] = model.waiting
+        for watcher in self.watchers:
+            watcher()
         log.info("serving %s version %d on %s, loaded in %.2f s", name, model.version, model.provider, loaded.seconds)
 
     def _retire(self, model: Model) -> asyncio.Task[None]:
@@ -178,6 +183,8 @@ class Repository:
         self.metrics.generation.retire(*labels)
         self.metrics.model_info.remove(*labels, model.manifest.task, model.provider)
         self.metrics.load_seconds.remove(*labels)
+        for watcher in self.watchers:
+            watcher()
         return task
 
     async def _poll(self) -> None:
