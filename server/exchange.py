@@ -205,9 +205,13 @@ class Exchange:
             raise ApiError(400, f"{rows} inputs in one request; at most {limit} are taken", param=param)
 
     async def result(self, answered: Awaitable[T]) -> T:
-        """What a queue answers. Raises ApiError 408 past the deadline, ClientGone, RunFailed."""
+        """What a queue answers. Raises ApiError 408 past the deadline, 429 where another process had the queue and it
+        was full, ClientGone, RunFailed."""
         try:
             return await answered
+        except QueueFull as error:
+            assert self.model is not None, "its queue was full"
+            raise no_room(self.model, error) from error
         except DeadlinePassed as error:
             seconds = self.timeout
             if self.asked_timeout is not None and time.perf_counter() - self.start >= self.asked_timeout:

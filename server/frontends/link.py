@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import os
 from collections.abc import Callable
 
-from server.frontends.blocks import read_arrays
+from server.frontends.blocks import Layout, read_arrays
 from server.frontends.messages import ANSWER, Answered, Call, LargeCall, Status, answered_of
 from server.frontends.proxy import lost
 from server.frontends.region import FLAGS, Region, shared
 from server.frontends.remote import RemoteModel
 from server.frontends.ring import Ring
 from server.frontends.slab import Slab
-from server.runtime.batcher import ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket, Wanted
+from server.runtime.batcher import Block, ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket, Wanted
 
 # Requests whose deadlines are no further apart go together; the latest holds for all of them.
 DEADLINES_APART = 0.005
@@ -82,9 +83,7 @@ class Link:
         tickets += [ticket for group in self.groups.values() for ticket in group.tickets]
         self.pending.clear()
         self.groups.clear()
-        for ticket in tickets:
-            if not ticket.future.done():
-                ticket.future.set_exception(lost())
+        self._fail(tickets, lost())
 
     def _flush(self) -> None:
         self.scheduled = False
@@ -127,18 +126,43 @@ class Link:
             group.size,
             max(ticket.deadline for ticket in tickets),
         ).packed(counts)
-        room = None if group.place is None else self.calls.reserve(len(head))
-        if group.place is not None and room is not None:
-            takes.write(blocks, self.memory[group.place : group.place + group.size])
-            room[:] = head
-            return
+        try:
+            self._write(group, takes, blocks, head)
+        except Exception as error:  # rows that are none of this model's
+            self._forget(group)
+            self._fail(tickets, RunFailed(str(error)), error)
+
+    def _write(self, group: Group, takes: Layout, blocks: list[Block], head: bytes) -> None:
+        """Into the shared memory, or where that is too full, into memory of their own."""
         if group.place is not None:
+            takes.write(blocks, self.memory[group.place : group.place + group.size])
+            if (room := self.calls.reserve(len(head))) is not None:
+                room[:] = head
+                return
             self.slab.release(group.place, group.size)
             group.place = None
         descriptor = shared("rows", group.size)
-        with mmap.mmap(descriptor, group.size) as memory, memoryview(memory) as view:
-            takes.write(blocks, view)
+        try:
+            with mmap.mmap(descriptor, group.size) as memory, memoryview(memory) as view:
+                takes.write(blocks, view)
+        except BaseException:
+            os.close(descriptor)
+            raise
         self.send(LargeCall(head), [descriptor])
+
+    def _forget(self, group: Group) -> None:
+        """It is answered: its memory and its number are free."""
+        del self.groups[group.number]
+        if group.place is not None:
+            self.slab.release(group.place, group.size)
+        if group.number < FLAGS:
+            self.flags.append(group.number)
+
+    def _fail(self, tickets: list[Ticket], failure: Exception, cause: Exception | None = None) -> None:
+        failure.__cause__ = cause
+        for ticket in tickets:
+            if not ticket.future.done():
+                ticket.future.set_exception(failure)
 
     def _woken(self) -> None:
         self.answers.woken()
@@ -153,25 +177,15 @@ class Link:
         tickets = group.tickets[answer.first : answer.first + answer.requests]
         group.open -= answer.requests
         if group.open == 0:
-            del self.groups[answer.number]
-            if group.place is not None:
-                self.slab.release(group.place, group.size)
-            if answer.number < FLAGS:
-                self.flags.append(answer.number)
+            self._forget(group)
         rest = record[ANSWER.size :]
         if answer.status != Status.ANSWERED:
-            for ticket in tickets:
-                if not ticket.future.done():
-                    ticket.future.set_exception(failure(group.model, answer, bytes(rest)))
+            self._fail(tickets, failure(answer, bytes(rest)))
             return
         try:
             value = group.model.value(group.wanted, list(read_arrays(rest)))
         except Exception as error:  # as where it is made beside the run
-            for ticket in tickets:
-                if not ticket.future.done():
-                    failed = RunFailed(str(error))
-                    failed.__cause__ = error
-                    ticket.future.set_exception(failed)
+            self._fail(tickets, RunFailed(str(error)), error)
             return
         whole, first = isinstance(group.wanted, str), 0
         for place, ticket in enumerate(tickets):
@@ -203,7 +217,7 @@ class Link:
         self.looking = self.loop.call_later(GONE_SECONDS, self._look) if self.groups else None
 
 
-def failure(model: RemoteModel, answer: Answered, words: bytes) -> Exception:
+def failure(answer: Answered, words: bytes) -> Exception:
     match answer.status:
         case Status.QUEUE_FULL:
             return QueueFull(answer.retry_after)
