@@ -27,6 +27,7 @@ architectures: install
 	$(BIN)/python -m benchmarks.architectures
 
 test: install
+	deploy/prometheus/fetch.sh .venv/prometheus
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -11,10 +11,10 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar, cast
-from urllib.parse import parse_qs
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from litestar.types import HTTPDisconnectEvent, HTTPRequestEvent, HTTPScope, Receive, Scope, Send
@@ -23,6 +23,7 @@ from export.processing.inputs import BadInput
 from server.access import Caller
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
+from server.request_head import Head, Headers
 from server.runtime.batcher import Block, ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket, Wanted
 from server.runtime.model import Model
 from server.runtime.repository import CannotLoad, NotLoaded, Repository, UnknownModel
@@ -33,6 +34,7 @@ log = logging.getLogger("espalier.inference")
 encoder = msgspec.json.Encoder()
 
 T = TypeVar("T")
+E = TypeVar("E", bound="Exchange")
 
 
 class Usage(msgspec.Struct):
@@ -62,91 +64,71 @@ def cannot(model: Model, answer: str) -> str:
     return f"{model.name} does not {verb}; ask it at {right}"
 
 
-class Exchange:
-    """One request: its scope, where its body comes from, and what has been seen of it."""
+# What a route answers: a body, or its parts in order, which are sent without being put together.
+Body = bytes | list[bytes | memoryview]
 
-    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
-        self.scope, self.receive, self.send = scope, receive, send
-        state = scope["litestar_app"].state
-        self.repository: Repository = state.repository
-        self.metrics: Metrics = state.metrics
-        self.settings: Settings = state.settings
-        self.caller: Caller | None = scope.get("state", {}).get("caller")
-        self.start = time.perf_counter()
-        self.model: Model | None = None
-        self.content_type = ""
+
+class Shared(Protocol):
+    """What all requests share; the application's state is one."""
+
+    repository: Repository
+    metrics: Metrics
+    settings: Settings
+
+
+class Exchange(ABC):
+    """One request: its head, where its body comes from, and what has been seen of it. answer_type, more_headers: what
+    the answer is to have, beside its length."""
+
+    caller: Caller | None = None
+    model: Model | None = None
+    answer_type = b"application/json"
+
+    def __init__(self, shared: Shared, start: float) -> None:
+        """start: on time.perf_counter's clock."""
+        self.head: Head
+        self.repository, self.metrics, self.settings = shared.repository, shared.metrics, shared.settings
+        self.start = start
+        self.more_headers: list[tuple[bytes, bytes]] = []
         # In how many seconds it must have begun; and in how many it must be done, where the client has said so.
         self.timeout = self.settings.request_seconds
         self.asked_timeout: float | None = None
-        self.length: int | None = None
-        self.received = 0
-        self.streaming = False
 
-    def read_headers(self) -> None:
-        """Raises ApiError 405 for another method than POST, 400 for a timeout that is none."""
-        if self.scope["method"] != "POST":
-            raise ApiError(405, f"{self.scope['method']} is not allowed here; use POST", headers={"allow": "POST"})
-        for name, value in self.scope["headers"]:
-            if name == b"content-type":
-                self.content_type = value.decode("latin-1")
-            elif name == b"x-request-timeout":
-                self.asked_timeout = seconds_of(value)
-                self.timeout = min(self.timeout, self.asked_timeout)
-            elif name == b"content-length":
-                self.length = int(value) if value.isdigit() else None
+    def take(self, head: Head) -> None:
+        self.head = head
+        if head.timeout is not None:
+            self.asked_timeout = head.timeout
+            self.timeout = min(self.timeout, head.timeout)
 
-    async def piece(self) -> tuple[bytes, bool]:
-        """The next part of the body, and whether more comes. Raises ApiError 413 beyond the limit, ClientGone."""
-        limit = self.settings.max_body_bytes
-        if self.length is not None and self.length > limit:
-            raise too_large(limit)
-        message = cast(HTTPRequestEvent | HTTPDisconnectEvent, await self.receive())
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        self.received += len(message["body"])
-        if self.received > limit:
-            raise too_large(limit)
-        return message["body"], message["more_body"]
+    @property
+    def path(self) -> str:
+        return self.head.path
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises as `piece` does."""
-        more = True
-        while more:
-            body, more = await self.piece()
-            yield body
+    @property
+    def headers(self) -> Headers:
+        return self.head.headers
+
+    @property
+    @abstractmethod
+    def request_id(self) -> str: ...
+
+    @abstractmethod
+    async def buffer(self) -> bytes | memoryview:
+        """The whole body, where it lies. Raises ApiError 413 beyond the limit, ClientGone, and ApiError 400 when it is
+        empty."""
+
+    @abstractmethod
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises ApiError 413, ClientGone."""
+
+    @abstractmethod
+    def gone(self) -> bool:
+        """Whether the client has disconnected."""
 
     async def body(self) -> bytes:
-        """The whole body. Raises as `piece` does, and ApiError 400 when it is empty."""
-        whole, more = await self.piece()
-        if more:
-            pieces = [whole]
-            while more:
-                body, more = await self.piece()
-                pieces.append(body)
-            whole = b"".join(pieces)
-        if not whole:
-            raise ApiError(400, "the body is empty; send JSON, a form or the bytes of an input")
-        return whole
-
-    def fields(self) -> dict[str, str]:
-        """Fields of the address: ?model=…&top_k=…"""
-        query = self.scope["query_string"].decode("latin-1")
-        return {name: values[0] for name, values in parse_qs(query).items()}
-
-    def gone(self) -> bool:
-        """Whether the client has disconnected: `receive` is asked, and left again where it begins to wait."""
-        asking = self.receive().__await__()
-        try:
-            next(asking)
-        except StopIteration as answer:
-            return bool(answer.value["type"] == "http.disconnect")
-        asking.close()
-        return False
-
-    async def left(self) -> None:
-        """Wait until the client disconnects. Not beside `gone`."""
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+        """As `buffer`."""
+        found = await self.buffer()
+        return found if isinstance(found, bytes) else bytes(found)
 
     async def find(self, reference: str | None, answer: str | None) -> Model:
         """The model a request names, once it is loaded; answer: what is asked of it, None: what any can do.
@@ -162,7 +144,7 @@ class Exchange:
                     model = self.repository.get(reference)
                     break
                 except NotLoaded:
-                    await self.result(self._load(reference))
+                    await self.result(asyncio.create_task(self._load(reference)))
         except UnknownModel as error:
             raise ApiError(404, str(error), param="model", code="model_not_found") from error
         self.model = model
@@ -219,6 +201,63 @@ class Exchange:
             waited = f"the request waited {seconds:g} s, its deadline, and was dropped"
             raise ApiError(408, waited, code="deadline_exceeded") from error
 
+
+class AsgiExchange(Exchange):
+    """A request that came as ASGI has it."""
+
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        super().__init__(scope["litestar_app"].state, time.perf_counter())
+        self.scope, self.receive, self.send = scope, receive, send
+        self.caller = scope.get("state", {}).get("caller")
+        self.received = 0
+        self.streaming = False
+
+    def read_head(self) -> None:
+        """Raises as `Head` does."""
+        scope = self.scope
+        self.take(Head(scope["method"], scope["path"], scope["query_string"], list(scope["headers"])))
+
+    @property
+    def request_id(self) -> str:
+        return request_id(self.scope)
+
+    async def piece(self) -> tuple[bytes, bool]:
+        """The next part of the body, and whether more comes. Raises ApiError 413 beyond the limit, ClientGone."""
+        limit = self.settings.max_body_bytes
+        if self.head.length is not None and self.head.length > limit:
+            raise too_large(limit)
+        message = cast(HTTPRequestEvent | HTTPDisconnectEvent, await self.receive())
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self.received += len(message["body"])
+        if self.received > limit:
+            raise too_large(limit)
+        return message["body"], message["more_body"]
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            body, more = await self.piece()
+            yield body
+
+    async def buffer(self) -> bytes:
+        return whole([piece async for piece in self.chunks()])
+
+    def gone(self) -> bool:
+        # `receive` is asked, and left again where it begins to wait.
+        asking = self.receive().__await__()
+        try:
+            next(asking)
+        except StopIteration as answer:
+            return bool(answer.value["type"] == "http.disconnect")
+        asking.close()
+        return False
+
+    async def left(self) -> None:
+        """Wait until the client disconnects. Not beside `gone`."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
     async def stream(self, events: AsyncGenerator[bytes, None]) -> None:
         """Send server-sent events as they come. What goes wrong before the first has a status of its own."""
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
@@ -230,18 +269,20 @@ class Exchange:
                 await self.send({"type": "http.response.body", "body": event, "more_body": True})
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def respond(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    async def respond(self, status: int, body: Body) -> None:
+        parts = [body] if isinstance(body, bytes) else body
         if self.streaming:  # its status has been sent: what went wrong is the last event
-            event = b"data: " + body + b"\n\n"
+            event = b"".join([b"data: ", *parts, b"\n\n"])
             await self.send({"type": "http.response.body", "body": event, "more_body": False})
             return
-        pairs = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            *((name.encode(), value.encode()) for name, value in headers.items()),
+        headers = [
+            (b"content-type", self.answer_type),
+            (b"content-length", b"%d" % sum(map(len, parts))),
+            *self.more_headers,
         ]
-        await self.send({"type": "http.response.start", "status": status, "headers": pairs})
-        await self.send({"type": "http.response.body", "body": body, "more_body": False})
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        for i, part in enumerate(parts, 1):
+            await self.send({"type": "http.response.body", "body": bytes(part), "more_body": i < len(parts)})
 
 
 async def handle(
@@ -249,39 +290,68 @@ async def handle(
     scope: Scope,
     receive: Receive,
     send: Send,
-    answer: Callable[[Exchange], Awaitable[bytes | AsyncGenerator[bytes, None]]],
+    answer: Callable[[AsgiExchange], Awaitable[Body | AsyncGenerator[bytes, None]]],
 ) -> None:
-    """Run `answer`, which gives the whole body or the events of a stream, and turn what goes wrong into OpenAI's error
-    object."""
-    exchange = Exchange(cast(HTTPScope, scope), receive, send)
-    headers: dict[str, str] = {}
-    body: bytes | None = None
+    """Answer a request with what `answer` gives: the whole body, or the events of a stream."""
+
+    async def answered(exchange: AsgiExchange) -> Body | None:
+        exchange.read_head()
+        found = await answer(exchange)
+        if isinstance(found, bytes | list):
+            return found
+        await exchange.stream(found)
+        return None
+
+    exchange = AsgiExchange(cast(HTTPScope, scope), receive, send)
+    status, body = await replied(route, exchange, answered)
+    if body is not None:
+        await exchange.respond(status, body)
+
+
+async def replied(
+    route: str, exchange: E, answer: Callable[[E], Coroutine[Any, Any, Body | None]]
+) -> tuple[int, Body | None]:
+    """The status and the body that are sent, None where nothing is left to send: what `answer` gives, or what went
+    wrong as an error object. Counts the request."""
+    body: Body | None = None
     try:
-        exchange.read_headers()
-        status, found = 200, await answer(exchange)
-        if isinstance(found, bytes):
-            body = found
-        else:
-            await exchange.stream(found)
+        status, body = 200, await answer(exchange)
     except ApiError as error:
-        status, body, headers = error.status, error.encoded(), error.headers
+        status, body = refusal(route, exchange, error)
     except BadInput as error:
-        status, body = 400, ApiError(400, str(error), param="input").encoded()
+        status, body = refusal(route, exchange, ApiError(400, str(error), param="input"))
     except ClientGone:
-        status, body = 499, None
+        status = 499
     except Exception as error:
-        identity = request_id(scope)
+        identity = exchange.request_id
         log.error("%s failed, request %s", route, identity, exc_info=error)
         what = "The model failed to run" if isinstance(error, RunFailed) else "The server failed to answer"
         message = f"{what}; the server's log has the cause under request id {identity}."
-        status, body = 500, ApiError(500, message, code="internal_error").encoded()
-    if (model := exchange.model) is not None:
-        model.requests -= 1
-    exchange.metrics.requests[route, model.name if model else "", str(status)] += 1
-    if body is not None:
-        await exchange.respond(status, body, headers)
+        status, body = refusal(route, exchange, ApiError(500, message, code="internal_error"))
+    finally:
+        if (model := exchange.model) is not None:
+            model.requests -= 1
+    exchange.metrics.requests[route, model.name if model is not None else "", str(status)] += 1
     if model is not None and status == 200:
         model.request_seconds.observe(time.perf_counter() - exchange.start)
+    return status, body
+
+
+def refusal(route: str, exchange: Exchange, error: ApiError) -> tuple[int, bytes]:
+    """OpenAI's error object; under /v2 that of the Open Inference Protocol."""
+    exchange.answer_type = Exchange.answer_type
+    exchange.more_headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    if route.startswith("/v2"):
+        return error.status, encoder.encode({"error": str(error)})
+    return error.status, error.encoded()
+
+
+def whole(pieces: Sequence[bytes]) -> bytes:
+    """The body that came in pieces. Raises ApiError 400 when it is empty."""
+    found = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    if not found:
+        raise ApiError(400, "the body is empty; send JSON, a form or the bytes of an input")
+    return found
 
 
 def no_room(model: Model, error: QueueFull) -> ApiError:
@@ -297,16 +367,6 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
         raise ApiError(400, f"the body: {error}", param=field[1] if field else None) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}") from error
-
-
-def seconds_of(value: bytes) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not seconds > 0:
-        raise ApiError(400, "X-Request-Timeout: a positive number of seconds", param="X-Request-Timeout")
-    return seconds
 
 
 def too_large(limit: int) -> ApiError:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from export.processing.inputs import BadInput
 from export.processing.text import TextProcessor
 from server.event_lines import EventLines
-from server.exchange import Exchange, no_room
+from server.exchange import AsgiExchange, no_room
 from server.growing_text import GrowingText, before
 from server.runtime.batcher import ClientGone, QueueFull
 from server.runtime.language import LanguageModel
@@ -78,8 +78,8 @@ def language_of(model: Model) -> LanguageModel:
     return model.language
 
 
-async def answers(exchange: Exchange, model: Model, asked: Sequence[Asked]) -> list[list[Candidate]]:
-    """The candidates of each prompt. Raises as `ordered` and Exchange.result do, and ClientGone."""
+async def answers(exchange: AsgiExchange, model: Model, asked: Sequence[Asked]) -> list[list[Candidate]]:
+    """The candidates of each prompt. Raises as `ordered` and AsgiExchange.result do, and ClientGone."""
     async with ordered(exchange, model, asked, [(None, None)] * len(asked)) as (tickets, left):
         whole = asyncio.gather(*(ticket.future for ticket in tickets))
         waited: set[asyncio.Future[Any]] = {whole, left}
@@ -92,7 +92,7 @@ async def answers(exchange: Exchange, model: Model, asked: Sequence[Asked]) -> l
 
 @asynccontextmanager
 async def ordered(
-    exchange: Exchange, model: Model, asked: Sequence[Asked], listeners: Iterable[tuple[Hears | None, Ends | None]]
+    exchange: AsgiExchange, model: Model, asked: Sequence[Asked], listeners: Iterable[tuple[Hears | None, Ends | None]]
 ) -> AsyncIterator[tuple[list[Ticket], asyncio.Task[None]]]:
     """Tickets of a request's orders, and a task that ends when the client leaves. With the context they are given up.
 
@@ -205,7 +205,7 @@ class Stream:
 
 
 async def events(
-    exchange: Exchange,
+    exchange: AsgiExchange,
     model: Model,
     asked: Sequence[Asked],
     lines: EventLines,

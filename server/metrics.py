@@ -7,7 +7,7 @@ for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import Metric
@@ -17,35 +17,10 @@ from prometheus_client.process_collector import ProcessCollector
 
 from server.generation_metrics import Generation
 from server.histograms import Histograms
+from server.job_metrics import JobGauges
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-
-class JobGauges:
-    """Gauges read from the job store when they are asked for: it is written by another process."""
-
-    def __init__(self) -> None:
-        self.states: Callable[[], Mapping[str, int]] | None = None
-        self.training: Callable[[], Mapping[str, Mapping[str, float]]] | None = None
-
-    def collect(self) -> Iterator[Metric]:
-        jobs = Metric("espalier_jobs", "fine-tuning jobs in a state", "gauge")
-        for state, count in (self.states() if self.states else {}).items():
-            jobs.add_sample("espalier_jobs", {"state": state}, count)
-        yield jobs
-        figures: dict[str, Metric] = {
-            name: Metric(f"espalier_training_{name}", words, "gauge")
-            for name, words in (
-                ("loss", "training loss of a running job"),
-                ("samples_per_second", "training items a second of a running job"),
-            )
-        }
-        for job, values in (self.training() if self.training else {}).items():
-            for name, metric in figures.items():
-                if name in values:
-                    metric.add_sample(f"espalier_training_{name}", {"job": job}, values[name])
-        yield from figures.values()
 
 
 class Metrics:

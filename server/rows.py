@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 async def read_request(exchange: Exchange, decoder: msgspec.json.Decoder[R], answer: str) -> tuple[Model, Rows, R]:
     """The model, the rows with the tokens in them, and the request with all its options, whichever form it has."""
-    kind = exchange.content_type.partition(";")[0].strip().lower()
+    kind = exchange.head.kind
     if kind in ("application/json", ""):
         body = await exchange.body()
         request = decode_json(body, decoder)
@@ -62,10 +62,10 @@ async def read_request(exchange: Exchange, decoder: msgspec.json.Decoder[R], ans
         return model, await off_loop(len(body), model, json_rows, model, request.input), request
     if kind == "multipart/form-data":
         contents, fields = await read_form(exchange)
-        request = options({**exchange.fields(), **fields}, decoder.type)
+        request = options({**exchange.head.fields(), **fields}, decoder.type)
         model = await exchange.find(request.model, answer)
         return model, await on_thread(file_rows, model, contents), request
-    request = options(exchange.fields(), decoder.type)
+    request = options(exchange.head.fields(), decoder.type)
     model = await exchange.find(request.model, answer)
     body = await exchange.body()
     return model, await off_loop(len(body), model, raw_rows, model, kind, body), request
@@ -208,7 +208,7 @@ def stacked(rows: list[np.ndarray]) -> np.ndarray:
 
 async def read_form(exchange: Exchange) -> tuple[list[bytes], dict[str, str]]:
     """The files and the fields of a form."""
-    form = UploadForm(exchange.content_type, exchange.chunks())
+    form = UploadForm(exchange.head.content_type, exchange.chunks())
     contents: list[bytes] = []
     while await form.next_file() is not None:
         contents.append(b"".join([piece async for piece in form.content()]))

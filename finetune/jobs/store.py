@@ -320,11 +320,13 @@ class JobStore:
             found = {row[0]: row[1] for row in connection.execute(query)}
         return {state.value: found.get(state.value, 0) for state in State}
 
-    def running_metrics(self) -> dict[str, dict[str, float]]:
-        """The newest metrics of every running job, by its id."""
-        query = select(schema.jobs.c.id, schema.jobs.c.metrics).where(schema.jobs.c.state == State.RUNNING)
+    def running_metrics(self) -> dict[tuple[str, str], dict[str, float]]:
+        """The newest metrics of every running job, by its id and the name it will publish."""
+        query = select(schema.jobs.c.id, schema.jobs.c.name, schema.jobs.c.metrics).where(
+            schema.jobs.c.state == State.RUNNING
+        )
         with self.reading.connect() as connection:
-            return {row.id: msgspec.json.decode(row.metrics) for row in connection.execute(query)}
+            return {(row.id, row.name): msgspec.json.decode(row.metrics) for row in connection.execute(query)}
 
     # What happens in a job
 

@@ -12,9 +12,8 @@ from litestar.types import Receive, Scope, Send
 from server.chat_completion import ChatCompletion, ChatLogProbabilities, chat_log_probabilities, choice
 from server.chats import ChatRequest, order_of
 from server.completion import usage
-from server.errors import request_id
 from server.event_lines import EventLines
-from server.exchange import Exchange, decode_json, encoder, handle
+from server.exchange import AsgiExchange, decode_json, encoder, handle
 from server.generating import Asked, Told, answers, events, language_of
 from server.rows import on_thread
 from server.runtime.model import Model
@@ -22,14 +21,14 @@ from server.runtime.model import Model
 decoder = msgspec.json.Decoder(ChatRequest)
 
 
-async def chat(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]:
+async def chat(exchange: AsgiExchange) -> bytes | AsyncGenerator[bytes, None]:
     """ChatCompletion as JSON, or the events of a stream."""
     request: ChatRequest = decode_json(await exchange.body(), decoder)
     model = await exchange.find(request.model, "chat")
     language = language_of(model)
     asked = await on_thread(order_of, request, language)
     answer = ChatCompletion(
-        id=f"chatcmpl-{request_id(exchange.scope)}",
+        id=f"chatcmpl-{exchange.request_id}",
         created=int(time.time()),
         model=model.name,
         system_fingerprint=model.fingerprint,
@@ -49,7 +48,7 @@ async def chat(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]:
 
 
 def stream(
-    exchange: Exchange, model: Model, request: ChatRequest, asked: Asked, answer: ChatCompletion
+    exchange: AsgiExchange, model: Model, request: ChatRequest, asked: Asked, answer: ChatCompletion
 ) -> AsyncGenerator[bytes, None]:
     texts = language_of(model).texts
     answer.object = "chat.completion.chunk"

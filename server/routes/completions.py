@@ -24,9 +24,8 @@ from server.completion import (
     translation,
     usage,
 )
-from server.errors import request_id
 from server.event_lines import EventLines
-from server.exchange import Exchange, decode_json, encoder, handle
+from server.exchange import AsgiExchange, decode_json, encoder, handle
 from server.generating import Asked, Told, answers, language_of
 from server.generating import events as generated_events
 from server.growing_text import GrowingText
@@ -44,12 +43,12 @@ decoder = msgspec.json.Decoder(CompletionRequest)
 News = tuple[int, int | list[Candidate]]
 
 
-async def completions(exchange: Exchange) -> bytes | AsyncGenerator[bytes, None]:
+async def completions(exchange: AsgiExchange) -> bytes | AsyncGenerator[bytes, None]:
     """Completion as JSON, or the events of a stream."""
     request: CompletionRequest = decode_json(await exchange.body(), decoder)
     model = await exchange.find(request.model, "complete")
     answer = Completion(
-        id=f"cmpl-{request_id(exchange.scope)}",
+        id=f"cmpl-{exchange.request_id}",
         created=int(time.time()),
         model=model.name,
         system_fingerprint=model.fingerprint,
@@ -79,7 +78,7 @@ def read(asked: Sequence[Asked]) -> int:
 
 
 def stream(
-    exchange: Exchange, model: Model, request: CompletionRequest, asked: Sequence[Asked], answer: Completion
+    exchange: AsgiExchange, model: Model, request: CompletionRequest, asked: Sequence[Asked], answer: Completion
 ) -> AsyncGenerator[bytes, None]:
     texts, others = language_of(model).texts, request.logprobs
 
@@ -98,7 +97,7 @@ def stream(
 
 
 async def translate(
-    exchange: Exchange, model: Model, request: CompletionRequest, answer: Completion
+    exchange: AsgiExchange, model: Model, request: CompletionRequest, answer: Completion
 ) -> bytes | AsyncGenerator[bytes, None]:
     writer = writer_of(model)
     prompts = await on_thread(sources_of, request, model.name, writer)
@@ -122,10 +121,10 @@ async def translate(
 
 
 async def what_is_told(
-    exchange: Exchange, model: Model, prompts: Sequence[Prompt], *, tokens: bool
+    exchange: AsgiExchange, model: Model, prompts: Sequence[Prompt], *, tokens: bool
 ) -> AsyncGenerator[News, None]:
     """From the decoder: the place of a prompt with each of its tokens, where `tokens` are wanted, and at last with its
-    candidates, as soon as it is finished. Raises as Exchange.submit and Exchange.result do."""
+    candidates, as soon as it is finished. Raises as AsgiExchange.submit and AsgiExchange.result do."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[News | None] = asyncio.Queue()
     wanted = True
@@ -156,7 +155,7 @@ async def what_is_told(
 
 
 async def translation_events(
-    exchange: Exchange, model: Model, request: CompletionRequest, prompts: Sequence[Prompt], answer: Completion
+    exchange: AsgiExchange, model: Model, request: CompletionRequest, prompts: Sequence[Prompt], answer: Completion
 ) -> AsyncGenerator[bytes, None]:
     """A stream: every piece of text as it becomes certain, the end of every answer, then [DONE]."""
     writer, lines = writer_of(model), EventLines(answer, before=b'"text":', behind=b"")
@@ -185,7 +184,7 @@ def writer_of(model: Model) -> Writer:
 
 
 def counted(
-    exchange: Exchange, model: Model, prompts: Sequence[Prompt], found: Sequence[Sequence[Candidate]]
+    exchange: AsgiExchange, model: Model, prompts: Sequence[Prompt], found: Sequence[Sequence[Candidate]]
 ) -> CompletionUsage:
     """What a translation's request took, counted by the metrics, too; an engine counts its own."""
     spent = usage(sum(map(len, prompts)), sum(len(candidate.tokens) for row in found for candidate in row))
