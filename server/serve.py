@@ -54,6 +54,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self.frontends is not None:
+            self.started = False  # not before they listen
             state = self.application.state
             try:
                 await self.frontends.start(state.repository, state.metrics, state.access)
@@ -61,6 +62,7 @@ class Server(uvicorn.Server):
                 log.error("%s", error)
                 await self.lifespan.shutdown()
                 sys.exit(STARTUP_FAILURE)
+            self.started = True
         if self.started:
             seconds, megabytes = age_seconds(), resident_bytes() / 1e6
             log.info("ready on %s in %.2f s, %.0f MB resident", self.address(), seconds, megabytes)
