@@ -24,7 +24,7 @@ from server.access import Caller
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
 from server.request_head import Head, Headers
-from server.runtime.batcher import Block, ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket, Wanted
+from server.runtime.batcher import Block, ClientGone, DeadlinePassed, Overloaded, QueueFull, RunFailed, Ticket, Wanted
 from server.runtime.model import Model
 from server.runtime.repository import CannotLoad, NotLoaded, Repository, UnknownModel
 from server.settings import Settings
@@ -93,12 +93,14 @@ class Exchange(ABC):
         # In how many seconds it must have begun; and in how many it must be done, where the client has said so.
         self.timeout = self.settings.request_seconds
         self.asked_timeout: float | None = None
+        self.priority = 0
 
     def take(self, head: Head) -> None:
         self.head = head
         if head.timeout is not None:
             self.asked_timeout = head.timeout
             self.timeout = min(self.timeout, head.timeout)
+        self.priority = head.priority
 
     @property
     def path(self) -> str:
@@ -133,8 +135,8 @@ class Exchange(ABC):
     async def find(self, reference: str | None, answer: str | None) -> Model:
         """The model a request names, once it is loaded; answer: what is asked of it, None: what any can do.
 
-        Raises ApiError 400 when it names none or one that cannot answer so, 404 when it is not served, 503 when it
-        cannot be loaded now, 408 when that takes longer than the request may.
+        Raises ApiError 400 when it names none or one that cannot answer so, 404 when it is not served, 429 when it
+        would not answer in time, 503 when it cannot be loaded now, 408 when that takes longer than the request may.
         """
         if not reference:
             raise ApiError(400, "name a model: `model` in the body, or ?model=… beside a raw body", param="model")
@@ -151,6 +153,11 @@ class Exchange(ABC):
         model.requests += 1
         if answer is not None and answer not in model.answers:
             raise ApiError(400, cannot(model, answer), param="model")
+        self.timeout = model.timeout if self.asked_timeout is None else min(model.timeout, self.asked_timeout)
+        try:
+            model.admit(self.start + self.timeout - time.perf_counter(), self.priority)
+        except QueueFull as error:
+            raise no_room(model, error) from error
         return model
 
     async def _load(self, reference: str) -> None:
@@ -175,7 +182,9 @@ class Exchange(ABC):
         if self.caller is not None and model.texts is not None:
             self.caller.spend(sum(map(len, block)))
         try:
-            return model.submit(block, wanted, deadline=self.start + self.timeout, gone=self.gone)
+            return model.submit(
+                block, wanted, deadline=self.start + self.timeout, gone=self.gone, priority=self.priority
+            )
         except QueueFull as error:
             raise no_room(model, error) from error
 
@@ -183,23 +192,23 @@ class Exchange(ABC):
         """What is asked is read, and so many rows of it are to be queued. Raises ApiError 400 for more than a queue
         holds."""
         model.decode_seconds.observe(time.perf_counter() - self.start)
-        if rows > (limit := self.settings.queue_limit):
+        if rows > (limit := model.queue_limit):
             raise ApiError(400, f"{rows} inputs in one request; at most {limit} are taken", param=param)
 
     async def result(self, answered: Awaitable[T]) -> T:
-        """What a queue answers. Raises ApiError 408 past the deadline, 429 where another process had the queue and it
-        was full, ClientGone, RunFailed."""
+        """What a queue answers. Raises ApiError 408 past the deadline, 429 for one that took its room, ClientGone,
+        RunFailed."""
         try:
             return await answered
-        except QueueFull as error:
-            assert self.model is not None, "its queue was full"
-            raise no_room(self.model, error) from error
         except DeadlinePassed as error:
             seconds = self.timeout
             if self.asked_timeout is not None and time.perf_counter() - self.start >= self.asked_timeout:
                 seconds = self.asked_timeout
             waited = f"the request waited {seconds:g} s, its deadline, and was dropped"
             raise ApiError(408, waited, code="deadline_exceeded") from error
+        except QueueFull as error:
+            assert self.model is not None, "whoever waits for one has found it"
+            raise no_room(self.model, error) from error
 
 
 class AsgiExchange(Exchange):
@@ -240,7 +249,7 @@ class AsgiExchange(Exchange):
             body, more = await self.piece()
             yield body
 
-    async def buffer(self) -> bytes:
+    async def buffer(self) -> bytes | memoryview:
         return whole([piece async for piece in self.chunks()])
 
     def gone(self) -> bool:
@@ -346,7 +355,7 @@ def refusal(route: str, exchange: Exchange, error: ApiError) -> tuple[int, bytes
     return error.status, error.encoded()
 
 
-def whole(pieces: Sequence[bytes]) -> bytes:
+def whole(pieces: Sequence[bytes | memoryview]) -> bytes | memoryview:
     """The body that came in pieces. Raises ApiError 400 when it is empty."""
     found = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     if not found:
@@ -355,8 +364,11 @@ def whole(pieces: Sequence[bytes]) -> bytes:
 
 
 def no_room(model: Model, error: QueueFull) -> ApiError:
-    retry = {"retry-after": str(error.retry_after)}
-    return ApiError(429, f"{model.name} has no room in its queue; try again", code="queue_full", headers=retry)
+    retry, code = (
+        {"retry-after": str(error.retry_after)},
+        "overloaded" if isinstance(error, Overloaded) else "queue_full",
+    )
+    return ApiError(429, f"{model.name} {error}; try again", code=code, headers=retry)
 
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:

@@ -42,6 +42,8 @@ class Metrics:
         self.batches = Histograms("espalier_batch_rows", "rows that ran together", version, ROWS)
         self.generation = Generation()
         self.queue: dict[tuple[str, str], Callable[[], int]] = {}
+        self.admitted: dict[tuple[str, str], Callable[[], float]] = {}
+        self.rejected: defaultdict[tuple[str, str], int] = defaultdict(int)  # by model and reason
         self.model_info = Gauge(
             "espalier_model_info",
             "1 for every loaded model; its version, task and ONNX Runtime provider",
@@ -72,8 +74,16 @@ class Metrics:
         depth = Metric("espalier_queue_rows", "rows waiting for a run", "gauge")
         for (name, number), waiting in list(self.queue.items()):
             depth.add_sample("espalier_queue_rows", {"model": name, "version": number}, waiting())
+        admitted = Metric("espalier_admitted_limit", "rows that may wait, by the throughput of late", "gauge")
+        for (name, number), limit in list(self.admitted.items()):
+            admitted.add_sample("espalier_admitted_limit", {"model": name, "version": number}, limit())
+        rejected = Metric("espalier_rejected", "requests that were not run, by reason", "counter")
+        for (name, reason), count in list(self.rejected.items()):
+            rejected.add_sample("espalier_rejected_total", {"model": name, "reason": reason}, count)
         yield requests
         yield depth
+        yield admitted
+        yield rejected
 
     def render(self) -> bytes:
         """The exposition format's text."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
 from server.errors import ApiError
+from server.runtime.batcher import PRIORITIES
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Head:
     """headers: names in lower case. kind: of the body, "application/json", without what follows a semicolon. timeout:
-    seconds that the client gives the request, None where it does not say. length: of the body in bytes, None where the
-    head does not say. options: what the fields of the address were made into, for whoever makes it; several requests
-    may share a head.
+    seconds that the client gives the request, None where it does not say. priority: 0 is normal, higher goes first.
+    length: of the body in bytes, None where the head does not say. options: what the fields of the address were made
+    into, for whoever makes it; several requests may share a head.
     """
 
     __slots__ = (
@@ -27,17 +29,19 @@ class Head:
         "method",
         "options",
         "path",
+        "priority",
         "query",
         "request_id",
         "timeout",
     )
 
     def __init__(self, method: str, path: str, query: bytes, headers: Headers) -> None:
-        """Raises ApiError 405 for another method than POST, 400 for a timeout that is none."""
+        """Raises ApiError 405 for another method than POST, 400 for a timeout or a priority that is none."""
         self.method, self.path, self.query, self.headers = method, path, query, headers
         self.content_type, self.request_id = "", b""
         self.timeout: float | None = None
         self.length: int | None = None
+        self.priority = 0
         self.options: Any = None
         self._fields: dict[str, str] | None = None
         if method != "POST":
@@ -49,6 +53,8 @@ class Head:
                 self.timeout = seconds_of(value)
             elif name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
+            elif name == b"x-request-priority":
+                self.priority = priority_of(value)
             elif name == b"x-request-id":
                 self.request_id = value
         self.kind = self.content_type.partition(";")[0].strip().lower()
@@ -70,3 +76,12 @@ def seconds_of(value: bytes) -> float:
     if not seconds > 0:
         raise ApiError(400, "X-Request-Timeout: a positive number of seconds", param="X-Request-Timeout")
     return seconds
+
+
+def priority_of(value: bytes) -> int:
+    """Raises ApiError 400."""
+    with suppress(ValueError):
+        if (priority := int(value)) in PRIORITIES:
+            return priority
+    words = f"X-Request-Priority: a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}; 0 is normal, higher first"
+    raise ApiError(400, words, param="X-Request-Priority")

@@ -7,6 +7,8 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from litestar.types import ASGIApp
@@ -17,6 +19,7 @@ from server.access import Access, AccessLayer
 from server.app import create_app
 from server.frontends.proxy import BehindProxy
 from server.frontends.supervision import FrontendFailed, FrontEnds
+from server.hot_lane import HotLane, Lane
 from server.process import age_seconds, resident_bytes
 from server.request_log import RequestLog
 from server.settings import Settings
@@ -33,14 +36,15 @@ class Server(uvicorn.Server):
         self.application = create_app(settings, self.frontends.rates if self.frontends else None)
         access: Access = self.application.state.access
         guarded: ASGIApp = AccessLayer(self.application, access) if access.on else self.application
-        logged: ASGIApp = RequestLog(guarded, settings.slow_seconds)
+        requests = RequestLog(guarded, settings.slow_seconds)
+        lane = partial(HotLane, lane=Lane(self.application.state, requests))
         config = uvicorn.Config(
-            BehindProxy(logged) if self.frontends else logged,
+            BehindProxy(requests) if self.frontends else requests,
             host=settings.host,
             port=settings.port,
             uds=self.frontends.path if self.frontends else None,
             loop="asyncio" if sys.platform == "win32" else "uvloop",
-            http="httptools",
+            http="httptools" if self.frontends else cast(Any, lane),
             ws="none",
             proxy_headers=False,
             lifespan="on",

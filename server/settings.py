@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, Meta(ge=0, description="tokens of all sequences in memory; 0: a quarter of the machine's")
     ] = 0
     queue_limit: Annotated[int, Meta(ge=1, description="waiting requests a model; more are told to come back")] = 1024
+    queue_bytes: Annotated[int, Meta(ge=1, description="bytes of the inputs that wait for one model")] = 256 * 2**20
     request_seconds: Annotated[float, Meta(gt=0, description="an inference request older than this is dropped")] = 30.0
     max_upload_bytes: Annotated[int, Meta(ge=1, description="largest file that may be uploaded")] = 20 * 2**30
     max_body_bytes: Annotated[int, Meta(ge=1, description="largest body of every other request")] = 32 * 2**20

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
+from benchmarks.environments import NotInstalled, site_packages
 from benchmarks.generation import document, ours, peers, weights
 from benchmarks.generation.contenders import Contender, listening, loop, over_http
 from benchmarks.generation.figures import BARE, OURS, TRANSFORMERS, aims, figures
@@ -61,7 +62,7 @@ def llama(folder: Path) -> Iterator[Contender]:
 def genai(folder: Path, checkpoint: Path, decode: Callable[[Sequence[int]], str]) -> Iterator[Contender]:
     """Raises NotInstalled."""
     python = peers.environment(GENAI, folder / "peers")
-    builder = peers.site_packages(python) / "onnxruntime_genai" / "models" / "builder.py"
+    builder = site_packages(python) / "onnxruntime_genai" / "models" / "builder.py"
     model = weights.kept(folder / "weights" / "genai", lambda path: weights.genai(builder, checkpoint, path))
     with loop(GENAI, python, "genai_loop", [str(model), str(cores())], decode) as contender:
         yield contender
@@ -101,7 +102,7 @@ def enter(stack: ExitStack, folder: Path, console: Console) -> tuple[list[Conten
     for name, made in ((GENAI, genai(folder, checkpoint, decode)), (LLAMA, llama(folder))):
         try:
             there.append(stack.enter_context(made))
-        except (peers.NotInstalled, RuntimeError) as error:
+        except (NotInstalled, RuntimeError) as error:
             console.print(f"[yellow]{name} is left out: {error}")
             missing[name] = str(error)
     return there, missing, tokenizer

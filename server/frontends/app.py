@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from server.access import Access
 from server.errors import exception_handlers
 from server.frontends.proxy import Proxy
 from server.metrics import Metrics
@@ -36,10 +35,8 @@ class FrontendApp:
         await self.routes(scope, receive, send)
 
 
-def routes_of(settings: Settings, metrics: Metrics, repository: Repository) -> Litestar:
-    state = State(
-        {"settings": settings, "metrics": metrics, "repository": repository, "stopping": asyncio.Event()},
-    )
+def routes_of(settings: Settings, metrics: Metrics, repository: Repository, access: Access) -> Litestar:
+    state = State({"settings": settings, "metrics": metrics, "repository": repository, "access": access})
     return Litestar(
         route_handlers=list(HANDLERS),
         state=state,

@@ -10,8 +10,10 @@ import asyncio
 import itertools
 import mmap
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -32,7 +34,7 @@ from server.frontends.messages import (
 )
 from server.frontends.region import FLAGS, Region, shared, whole
 from server.frontends.ring import Ring
-from server.runtime.batcher import Block, ClientGone, DeadlinePassed, QueueFull, Ticket, Wanted
+from server.runtime.batcher import Block, ClientGone, DeadlinePassed, Overloaded, QueueFull, Ticket, Wanted
 from server.runtime.model import Model
 from server.runtime.repository import Repository
 
@@ -65,13 +67,19 @@ class Bridge:
     """One front-end, from its start to its end."""
 
     def __init__(
-        self, region: Region, calls_wake: int, answers_wake: int, send: Callable[[LargeAnswer, list[int]], None]
+        self,
+        region: Region,
+        calls_wake: int,
+        answers_wake: int,
+        send: Callable[[LargeAnswer, list[int]], None],
+        rejected: defaultdict[tuple[str, str], int],
     ) -> None:
-        """calls_wake, answers_wake: the eventfds of this process and of the front-end. send: over the control
-        socket."""
+        """calls_wake, answers_wake: the eventfds of this process and of the front-end. send: over the control socket.
+        rejected: requests by model and reason (Metrics.rejected)."""
         self.loop = asyncio.get_running_loop()
         self.calls, self.answers = Ring(region.calls, calls_wake), Ring(region.answers, answers_wake)
         self.memory, self.flags, self.send = region.slab, region.gone, send
+        self.rejected = rejected
         self.models: dict[int, Offered] = {}
         self.numbers = itertools.count(1)
         self.open = True
@@ -131,48 +139,58 @@ class Bridge:
             ticket = model.submit(block, wanted, deadline=call.deadline, gone=gone, priority=call.priority)
         except QueueFull as error:
             if len(counts) == 1:
-                full = Answered(call.number, first, 1, Status.QUEUE_FULL, error.retry_after, 0)
-                self._answer(full, b"")
+                self._refuse(model, call, first, 1, error)
                 return False
             half = len(counts) // 2
             rows = sum(counts[:half])
+            # The batcher has counted one that is refused, and some of these may not be.
+            self.rejected[model.name, reason_of(error)] -= 1
             if self._submit(model, wanted, call, first, counts[:half], block[:rows]):
                 return self._submit(model, wanted, call, first + half, counts[half:], block[rows:])
-            rest = len(counts) - half
-            self._answer(Answered(call.number, first + half, rest, Status.QUEUE_FULL, error.retry_after, 0), b"")
+            self.rejected[model.name, reason_of(error)] += len(counts) - half
+            self._refuse(model, call, first + half, len(counts) - half, error)
             return False
-        ticket.future.add_done_callback(partial(self._done, ticket, call.number, first, len(counts)))
+        ticket.future.add_done_callback(partial(self._done, model, ticket, call.number, first, len(counts)))
         return True
+
+    def _refuse(self, model: Model, call: Call, first: int, requests: int, error: QueueFull) -> None:
+        status = Status.OVERLOADED if isinstance(error, Overloaded) else Status.QUEUE_FULL
+        answered = Answered(call.number, first, requests, status, error.retry_after, 0, wait_of(model))
+        self._answer(answered, str(error).encode())
 
     def _gone(self, number: int | None = None) -> bool:
         return not self.open or (number is not None and self.flags[number] == 1)
 
-    def _done(self, ticket: Ticket, number: int, first: int, requests: int, future: asyncio.Future[object]) -> None:
+    def _done(
+        self, model: Model, ticket: Ticket, number: int, first: int, requests: int, future: asyncio.Future[Any]
+    ) -> None:
         if not self.open:
             future.exception()  # nobody is told
             return
-        found: list[np.ndarray] | bytes
+        retry_after, reason = 0, ""
+        found: list[np.ndarray] | bytes = b""
         match future.exception():
             case None:
                 status, value = Status.ANSWERED, future.result()
-                found = [np.asarray(value)] if isinstance(ticket.wanted, str) else list(value)  # type: ignore[call-overload]
+                found = [np.asarray(value)] if isinstance(ticket.wanted, str) else value
             case DeadlinePassed():
-                status, found = Status.DEADLINE_PASSED, b""
+                status, reason = Status.DEADLINE_PASSED, "deadline"
             case ClientGone():
-                status, found = Status.CLIENT_GONE, b""
+                status, reason = Status.CLIENT_GONE, "gone"
+            case QueueFull() as error:  # one of higher priority took its room
+                status, reason, retry_after, found = (
+                    Status.QUEUE_FULL,
+                    "queue_full",
+                    error.retry_after,
+                    str(error).encode(),
+                )
             case error:
                 status, found = Status.RUN_FAILED, str(error).encode()
+        if reason and requests > 1:  # of the first, the batcher has counted it
+            self.rejected[model.name, reason] += requests - 1
         answered = Answered(
-            number,
-            first,
-            requests,
-            status,
-            0,
-            ticket.batch_rows,
-            ticket.queued,
-            ticket.started,
-            ticket.finished,
-            ticket.inference,
+            *(number, first, requests, status, retry_after, ticket.batch_rows, wait_of(model)),
+            *(ticket.queued, ticket.started, ticket.finished, ticket.inference),
         )
         self._answer(answered, found)
 
@@ -204,11 +222,29 @@ def write(room: memoryview, answered: Answered, found: list[np.ndarray] | bytes)
 
 
 def offer(number: int, model: Model, repository: Repository) -> Offer:
+    batcher = model.batcher
+    most = 1 if batcher is None else batcher.max_batch_size
     return Offer(
         number,
         msgspec.json.encode(model.manifest),
         str(repository.folder.resolve() / model.name / str(model.version)),
         sorted(model.answers),
         model.raw,
-        model.manifest.batching.max_batch_size,
+        model.timeout,
+        model.queue_limit,
+        most,
+        2 * most * (1 if batcher is None else max(1, batcher.parallel)),
     )
+
+
+def wait_of(model: Model) -> float:
+    """Seconds until a request that came now would be answered, where others wait."""
+    batcher = model.batcher
+    if batcher is None or not batcher.waiting_rows:
+        return 0.0
+    return batcher.expected_wait(0) + batcher.run_seconds
+
+
+def reason_of(error: QueueFull) -> str:
+    """As the metrics name it."""
+    return "overload" if isinstance(error, Overloaded) else "queue_full"

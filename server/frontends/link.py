@@ -18,7 +18,7 @@ from server.frontends.region import FLAGS, Region, shared
 from server.frontends.remote import RemoteModel
 from server.frontends.ring import Ring
 from server.frontends.slab import Slab
-from server.runtime.batcher import Block, ClientGone, DeadlinePassed, QueueFull, RunFailed, Ticket, Wanted
+from server.runtime.batcher import Block, ClientGone, DeadlinePassed, Overloaded, QueueFull, RunFailed, Ticket, Wanted
 
 # Requests whose deadlines are no further apart go together; the latest holds for all of them.
 DEADLINES_APART = 0.005
@@ -178,6 +178,7 @@ class Link:
         group.open -= answer.requests
         if group.open == 0:
             self._forget(group)
+        group.model.told(answer.requests, answer.wait)
         rest = record[ANSWER.size :]
         if answer.status != Status.ANSWERED:
             self._fail(tickets, failure(answer, bytes(rest)))
@@ -220,7 +221,11 @@ class Link:
 def failure(answer: Answered, words: bytes) -> Exception:
     match answer.status:
         case Status.QUEUE_FULL:
-            return QueueFull(answer.retry_after)
+            return QueueFull(answer.retry_after, words.decode())
+        case Status.OVERLOADED:
+            found = Overloaded(answer.retry_after, answer.wait)
+            found.args = (words.decode(),)
+            return found
         case Status.DEADLINE_PASSED:
             return DeadlinePassed()
         case Status.CLIENT_GONE:

@@ -15,7 +15,7 @@ import msgspec
 
 CALL = struct.Struct("<QIIIiQQQd")
 COUNT = struct.Struct("<I")
-ANSWER = struct.Struct("<QIIIII4xdddd")
+ANSWER = struct.Struct("<QIIIII4xddddd")
 
 # Instead of a set of outputs: the answer "generate" of a model whose images come from a graph of their own; all.
 GENERATE = 0
@@ -50,14 +50,16 @@ def call_of(record: memoryview | bytes) -> tuple[Call, tuple[int, ...]]:
 class Status(IntEnum):
     ANSWERED = 0
     QUEUE_FULL = 1
-    DEADLINE_PASSED = 2
-    CLIENT_GONE = 3
-    RUN_FAILED = 4
+    OVERLOADED = 2
+    DEADLINE_PASSED = 3
+    CLIENT_GONE = 4
+    RUN_FAILED = 5
 
 
 class Answered(NamedTuple):
-    """The answer to `requests` requests of a call, from the `first` on. rows: theirs together. The times are those of
-    the ticket in the inference process. What follows: arrays, or what went wrong in UTF-8."""
+    """The answer to `requests` requests of a call, from the `first` on. wait: seconds that one would wait in the queue
+    that came now. The other times are those of the ticket in the inference process. What follows: arrays, or what went
+    wrong in UTF-8."""
 
     number: int
     first: int
@@ -65,6 +67,7 @@ class Answered(NamedTuple):
     status: int
     retry_after: int
     batch_rows: int
+    wait: float
     queued: float = 0.0
     started: float = 0.0
     finished: float = 0.0
@@ -88,15 +91,19 @@ class Settle(msgspec.Struct, tag=True):
 
 
 class Offer(msgspec.Struct):
-    """One version of a model, as `number` from now on. manifest: JSON. folder: of its bundle. answers, raw: as of the
-    Model. most_rows: of one call."""
+    """One version of a model, as `number` from now on. manifest: JSON. folder: of its bundle. most_rows: of one call.
+    freely: requests that may be open before it is asked whether they can be answered in time. The rest is as of the
+    Model."""
 
     number: int
     manifest: bytes
     folder: str
     answers: list[str]
     raw: bool
+    timeout: float
+    queue_limit: int
     most_rows: int
+    freely: int
 
 
 class Serve(msgspec.Struct, tag=True):

@@ -12,7 +12,9 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import uvicorn
@@ -39,6 +41,7 @@ from server.frontends.proxy import Proxy
 from server.frontends.region import Region, whole
 from server.frontends.remote import RemoteRepository
 from server.frontends.tally import take
+from server.hot_lane import HotLane, Lane
 from server.keys import KeyStore
 from server.metrics import Metrics
 from server.request_log import RequestLog
@@ -93,7 +96,7 @@ class Frontend:
         config = uvicorn.Config(
             self.app,
             loop="uvloop",
-            http="httptools",
+            http=cast(Any, partial(HotLane, lane=self.lane)),
             ws="none",
             proxy_headers=False,
             lifespan="off",
@@ -135,9 +138,11 @@ class Frontend:
         os.close(region)
         self.repository = RemoteRepository(settings, self.metrics, self.link, self.control.send)
         self.access = Access(settings, Path(settle.rates))
-        routes: ASGIApp = routes_of(settings, self.metrics, self.repository)
-        guarded = AccessLayer(routes, self.access) if self.access.on else routes
-        self.app = FrontendApp(RequestLog(guarded, settings.slow_seconds), Proxy(settle.socket))
+        routes = routes_of(settings, self.metrics, self.repository, self.access)
+        guarded: ASGIApp = AccessLayer(routes, self.access) if self.access.on else routes
+        requests = RequestLog(guarded, settings.slow_seconds)
+        self.app = FrontendApp(requests, Proxy(settle.socket))
+        self.lane = Lane(routes.state, requests)
         self.settled.set_result(None)
 
     def _report(self, number: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import deque
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,10 @@ from server.frontends.blocks import Layout, latent, layout
 from server.frontends.messages import ALL, GENERATE, Let, Load, Loaded, Offer, Serve
 from server.metrics import Metrics
 from server.runtime.answers import answers, generator
-from server.runtime.batcher import Block, Ticket, Wanted
+from server.runtime.batcher import MOST_OF_THE_TIME, Block, Lane, Overloaded, Ticket, Wanted, seconds_to_wait
 from server.runtime.model import Model, fingerprint
 from server.runtime.repository import CannotLoad, Repository, UnknownModel
+from server.runtime.throughput import Throughput
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("espalier.frontends")
 
-LANE: deque[Ticket] = deque()  # tickets here are in no queue
+LANE = Lane(0)  # tickets here are in no queue
+# What the inference process said of its queue holds for so long.
+SAID_SECONDS = 0.1
 
 
 class RemoteModel(Model):
@@ -41,7 +44,9 @@ class RemoteModel(Model):
 
     def __init__(self, offer: Offer, link: Link, metrics: Metrics) -> None:
         """Reads the tokenizer, which may take a while. Raises what goes wrong with that."""
-        self.number, self.link, self.most_rows = offer.number, link, offer.most_rows
+        self.number, self.link = offer.number, link
+        self.most_rows, self.freely, self.queue_limit = offer.most_rows, offer.freely, offer.queue_limit
+        self.timeout = offer.timeout
         self.manifest = msgspec.json.decode(offer.manifest, type=Manifest)
         self.name, self.version = self.manifest.name, self.manifest.version
         self.fingerprint = fingerprint(self.manifest)
@@ -58,6 +63,10 @@ class RemoteModel(Model):
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.queue_seconds = metrics.stages.labels(*labels, "queue")
         self.request_seconds = metrics.latency.labels(*labels)
+        self.rejected = metrics.rejected
+        self.throughput = Throughput()  # in requests
+        self.finished = time.perf_counter()  # the last answer
+        self.wait = 0.0  # that the queue had then
         self.known = answers(self.manifest)
         self.layout = layout(self.manifest)
         self.places = {output.name: place for place, output in enumerate(self.manifest.outputs)}
@@ -72,9 +81,27 @@ class RemoteModel(Model):
         priority: int = 0,
     ) -> Ticket:
         """As Model.submit; that a queue is full is said by the future."""
-        ticket = Ticket(self.link.loop.create_future(), block, wanted, deadline, gone, priority, LANE)
+        ticket = Ticket(self.link.loop.create_future(), block, wanted, deadline, gone, priority, LANE, 0)
         self.link.submit(self, ticket, priority)
         return ticket
+
+    def admit(self, left: float, priority: int) -> None:
+        """As Model.admit, by what is open here and what was last said of the queue there."""
+        if priority > 0:
+            return
+        late = self.wait > MOST_OF_THE_TIME * left and time.perf_counter() - self.finished < SAID_SECONDS
+        if late or self.requests > self.freely:
+            rate = self.throughput.rate()
+            if late or self.requests > max(self.freely, MOST_OF_THE_TIME * left * rate):
+                self.rejected[self.name, "overload"] += 1
+                wait = self.wait if late else self.requests / rate
+                raise Overloaded(seconds_to_wait(wait), wait)
+
+    def told(self, requests: int, wait: float) -> None:
+        """So many were answered; one that comes now would wait for so many seconds."""
+        now = time.perf_counter()
+        self.throughput.add(requests, now - self.finished)
+        self.finished, self.wait = now, wait
 
     def code(self, wanted: Wanted) -> int:
         """Of Call.wanted."""

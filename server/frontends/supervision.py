@@ -199,7 +199,7 @@ class FrontEnds:
             waiting.add_done_callback(lambda task: ended.set_result(task.result()))
 
         control = front.control = Control(ours, decoder, received, lost)
-        bridge = front.bridge = Bridge(region, calls_wake, answers_wake, control.send)
+        bridge = front.bridge = Bridge(region, calls_wake, answers_wake, control.send, self.metrics.rejected)
         settings = msgspec.json.encode(self.settings, enc_hook=str)
         control.send(
             Settle(settings, *self.address, self.path, str(self.rates)),

@@ -3,9 +3,13 @@
 The queue holds blocks: the rows of one request together, an array or a list. Nothing waits while the session has a run
 free, and what waits is shared out evenly among the free ones. Blocks of several requests run together and a large one
 is cut; rows are never touched one by one: the blocks of a batch are put together once, by whoever runs it, and the
-answer of a request is a slice of what the batch answers. A request that is past its deadline or whose client has gone
-is dropped before it costs a run. Where a full batch takes less than a hop to another thread and back, it runs on the
-event loop itself.
+answer of a request is a slice of what the batch answers. Where a full batch takes less than a hop to another thread and
+back, it runs on the event loop itself.
+
+Under more load than the session can take, what cannot be answered in time is refused at once, so that it costs nothing
+and its client can go elsewhere: a request whose turn would come too late for its deadline, by what is ahead of it and
+the throughput of late, and one for which the queue has no room in rows or bytes. A request that is past its deadline
+all the same, or whose client has gone, is dropped before it costs a run.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import numpy as np
 
 from server.histograms import Distribution
 from server.runtime.answers import Rows
+from server.runtime.throughput import Throughput
 
 # A batch is filled with rows of other lengths while less than this share of it is padding.
 MOST_PADDING = 0.25
@@ -31,6 +36,8 @@ UNASKED_SECONDS = 0.002
 # request is overtaken by those of the next level that come no later than that.
 PRIORITIES = range(-3, 4)
 HEAD_START_SECONDS = 1.0
+# Of the time that is left to its deadline, how much of it a request may be expected to wait and run: throughput varies.
+MOST_OF_THE_TIME = 0.8
 # How many waiting rows are looked at for rows of alike length, in batches.
 LOOK_AHEAD = 8
 
@@ -45,11 +52,19 @@ Run = Callable[[list[Block], set[Wanted]], dict[Wanted, Value]]
 
 
 class QueueFull(Exception):
-    """As many rows wait as may; come back in `retry_after` seconds."""
+    """There is no room for the request, or it could not be answered in time; come back in `retry_after` seconds. The
+    message goes on from the name of the model."""
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the queue of this model is full")
+    def __init__(self, retry_after: int, words: str = "has no room in its queue") -> None:
+        super().__init__(words)
         self.retry_after = retry_after
+
+
+class Overloaded(QueueFull):
+    """What is ahead of the request takes longer than its deadline leaves."""
+
+    def __init__(self, retry_after: int, wait: float) -> None:
+        super().__init__(retry_after, f"would answer in about {wait:.2g} s, later than the request may wait")
 
 
 class DeadlinePassed(Exception):
@@ -67,15 +82,16 @@ class RunFailed(Exception):
 class Ticket:
     """One request in the queue, and what became of it.
 
-    `future` gives, for an answer, one value a row in the order of the rows, for outputs a list of arrays [rows, …]; it
-    raises DeadlinePassed, ClientGone or RunFailed, and cancelling it takes the request out of the queue. `queued`,
-    `started`, `finished`: on time.perf_counter's clock, 0 as long as it is not so. `inference`: seconds of its runs;
-    `batch_rows`: rows of the last of them, its own and others'.
+    `future` gives, for an answer, one value a row in the order of the rows, for outputs a list of arrays [rows, …]. It
+    raises DeadlinePassed, ClientGone, RunFailed, or QueueFull where one of higher priority took its room; cancelling it
+    takes the request out of the queue. `queued`, `started`, `finished`: on time.perf_counter's clock, 0 as long as it
+    is not so. `inference`: seconds of its runs; `batch_rows`: rows of the last of them, its own and others'.
     """
 
     __slots__ = (
         "batch_rows",
         "block",
+        "bytes",
         "deadline",
         "finished",
         "future",
@@ -101,7 +117,8 @@ class Ticket:
         deadline: float,
         gone: Callable[[], bool] | None,
         priority: int,
-        lane: deque[Ticket],
+        lane: Lane,
+        size: int,
     ) -> None:
         self.future = future
         self.block = block
@@ -109,6 +126,7 @@ class Ticket:
         self.deadline = deadline
         self.gone = gone
         self.rows = self.open = len(block)  # open: rows without an answer
+        self.bytes = size
         self.taken = 0  # rows that are no longer in the queue
         self.places: list[int] | None = None  # of the rows still in it, where they do not leave in order
         self.parts: list[tuple[Sequence[int], Any]] | None = None  # answers of a block that was cut
@@ -117,6 +135,15 @@ class Ticket:
         self.turn = self.queued - priority * HEAD_START_SECONDS
         self.started = self.finished = self.inference = 0.0
         self.batch_rows = 0
+
+
+class Lane(deque[Ticket]):
+    """What waits with one priority, first come, first served. rows: that wait."""
+
+    def __init__(self, priority: int) -> None:
+        super().__init__()
+        self.priority = priority
+        self.rows = 0
 
 
 # A block or a part of one in a batch: whose it is, which of its rows (None: all), and the rows.
@@ -133,31 +160,43 @@ class Batcher:
         max_batch_size: int,
         max_queue_delay: float,
         queue_limit: int,
+        queue_bytes: int,
         parallel: int,
         length: Callable[[Any], int] | None,
         batches: Distribution,
         queue_seconds: Distribution,
         inference_seconds: Distribution,
+        refused: Callable[[str], None],
+        preferred: Sequence[int] = (),
     ) -> None:
-        """max_queue_delay: seconds an incomplete batch waits for more. queue_limit: rows that may wait. parallel:
-        batches that run at the same time; 0 runs them on the event loop. length: of a row, where blocks are lists of
-        rows that are padded to the longest of a batch; None: blocks are arrays."""
+        """max_queue_delay: seconds an incomplete batch waits for more. queue_limit, queue_bytes: of the rows that may
+        wait. parallel: batches that run at the same time; 0 runs them on the event loop. length: of a row, where blocks
+        are lists of rows that are padded to the longest of a batch; None: blocks are arrays. refused: told why one is
+        not run, "queue_full", "overload", "deadline" or "gone". preferred: sizes of batches; one is cut to the largest
+        of them that it fills."""
         self.run = run
         self.max_batch_size = max_batch_size
         self.max_queue_delay = max_queue_delay
-        self.queue_limit = queue_limit
+        self.queue_limit, self.queue_bytes = queue_limit, queue_bytes
+        self.preferred = sorted(size for size in set(preferred) if size <= max_batch_size)
+        # Rows that nobody waits to be joined by others.
+        self.enough = self.preferred[0] if self.preferred else max_batch_size
+        self.refused = refused
         self.length = length
         self.batches, self.queue_seconds, self.inference_seconds = batches, queue_seconds, inference_seconds
         self.loop = asyncio.get_running_loop()
-        # What waits, by priority: within one lane first come, first served.
-        self.normal: deque[Ticket] = deque()
+        self.normal = Lane(0)
         self.lanes = {0: self.normal}
-        self.waiting_rows = 0
+        self.waiting_rows = self.waiting_bytes = 0
         self.running = 0
         self.parallel = parallel
         self.scheduled = False
         self.timer: asyncio.TimerHandle | None = None
-        self.run_seconds = 0.01  # of late, smoothed
+        self.run_seconds = 0.0  # of late, smoothed
+        self.throughput = Throughput()  # in rows, while more of them wait
+        self.answered = Throughput()  # in requests, whatever there is to do
+        self.finished = time.perf_counter()  # the last run
+        self.backlog_since: float | None = None  # that every run is taken and more waits
         self.executor = ThreadPoolExecutor(parallel, thread_name_prefix="session") if parallel else None
 
     def submit(
@@ -171,21 +210,85 @@ class Batcher:
     ) -> Ticket:
         """Queue the rows of a request, at least one. deadline: on time.perf_counter's clock. gone: whether nobody waits
         for the answer any more; asked before a request that has waited is run. priority: in PRIORITIES. Raises
-        QueueFull."""
-        lane = self.normal if priority == 0 else self.lanes.setdefault(priority, deque())
-        ticket = Ticket(self.loop.create_future(), block, wanted, deadline, gone, priority, lane)
-        if self.waiting_rows + ticket.rows > self.queue_limit:
-            runs = self.waiting_rows / self.max_batch_size / max(1, self.parallel)
-            raise QueueFull(max(1, round(runs * self.run_seconds)))
+        QueueFull, Overloaded."""
+        lane = self.normal if priority == 0 else self.lanes.get(priority) or self._new_lane(priority)
+        size = block.nbytes if isinstance(block, np.ndarray) else bytes_of(block, self.length or len)
+        ticket = Ticket(self.loop.create_future(), block, wanted, deadline, gone, priority, lane, size)
+        if ticket.queued > deadline:
+            self._drop(ticket, "deadline", DeadlinePassed())
+            return ticket
+        if self.waiting_rows or ticket.rows > self.queue_limit:
+            self.admit(deadline - ticket.queued, priority)
+            if not self._room(ticket):
+                self.refused("queue_full")
+                raise QueueFull(seconds_to_wait(self.expected_wait(priority)))
         lane.append(ticket)
+        lane.rows += ticket.rows
         self.waiting_rows += ticket.rows
+        self.waiting_bytes += ticket.bytes
         if not self.scheduled and (not self.running or self.running != self.parallel):
             self._schedule()
         return ticket
 
+    def admit(self, left: float, priority: int) -> None:
+        """Whether a request that came now, with so many seconds left, could be answered in time. Raises Overloaded."""
+        if not self.waiting_rows:
+            return
+        wait = self.expected_wait(priority)
+        if wait > 0.0 and wait + self.run_seconds > MOST_OF_THE_TIME * left:
+            self.refused("overload")
+            raise Overloaded(seconds_to_wait(wait), wait)
+
+    def expected_wait(self, priority: int) -> float:
+        """Seconds until a request that came now would be run; 0 as long as one cannot tell. What was measured may be
+        long ago and from worse times, so it is no longer than the batches ahead take if they take as long as the
+        last."""
+        ahead = self.waiting_rows
+        if len(self.lanes) > 1:
+            ahead = sum(lane.rows for lane in self.lanes.values() if lane.priority >= priority)
+        return min(ahead / self.throughput.rate(), (ahead // self.max_batch_size + 1) * self.run_seconds)
+
+    def _new_lane(self, priority: int) -> Lane:
+        assert priority in PRIORITIES, "whoever reads the request has seen to that"
+        return self.lanes.setdefault(priority, Lane(priority))
+
+    def _room(self, ticket: Ticket) -> bool:
+        """Whether a request fits in the queue; the newest of the lowest priorities make room for it, where they have a
+        lower one."""
+        if self._fits(ticket):
+            return True
+        for lane in sorted(self.lanes.values(), key=lambda lane: lane.priority):
+            if lane.priority >= ticket.lane.priority:
+                return False
+            while lane and not lane[-1].started:
+                last = lane.pop()
+                self._count_out(last)
+                if not last.future.done():
+                    self._drop(last, "queue_full", QueueFull(seconds_to_wait(self.expected_wait(lane.priority))))
+                if self._fits(ticket):
+                    return True
+        return False
+
+    def _fits(self, ticket: Ticket) -> bool:
+        return (
+            self.waiting_rows + ticket.rows <= self.queue_limit
+            and self.waiting_bytes + ticket.bytes <= self.queue_bytes
+        )
+
+    def _count_out(self, ticket: Ticket) -> None:
+        """A ticket has left the queue with whatever of it was still there."""
+        left = ticket.rows - ticket.taken
+        self.waiting_rows -= left
+        ticket.lane.rows -= left
+        self.waiting_bytes -= ticket.bytes
+
     def depth(self) -> int:
         """Rows that wait."""
-        return sum(ticket.rows - ticket.taken for ticket in chain(*self.lanes.values()) if not ticket.future.done())
+        return sum(
+            ticket.rows - ticket.taken
+            for ticket in chain.from_iterable(self.lanes.values())
+            if not ticket.future.done()
+        )
 
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
@@ -193,7 +296,7 @@ class Batcher:
 
     def _schedule(self) -> None:
         """See to it that the waiting rows are run, as there is a run free."""
-        if self.max_queue_delay and self.waiting_rows < self.max_batch_size:
+        if self.max_queue_delay and self.waiting_rows < self.enough:
             if self.timer is None:
                 self.timer = self.loop.call_later(self.max_queue_delay, self._start)
             return
@@ -207,14 +310,21 @@ class Batcher:
             self.timer.cancel()
             self.timer = None
         if self.executor is None:
-            if batch := self._next_batch(self.max_batch_size):
+            if batch := self._next_batch(self._size(1)):
                 self._finish(batch, *self._work(batch, self._begin(batch)))
             return
         while self.waiting_rows and (free := self.parallel - self.running):
-            batch = self._next_batch(min(self.max_batch_size, -(-self.waiting_rows // free)))
+            batch = self._next_batch(self._size(free))
             if batch:
                 self.running += 1
                 self.executor.submit(self._work_elsewhere, batch, self._begin(batch))
+
+    def _size(self, free: int) -> int:
+        """Rows of the next batch, where so many can run now."""
+        for size in reversed(self.preferred):
+            if size <= self.waiting_rows:
+                return size
+        return min(self.max_batch_size, -(-self.waiting_rows // free))
 
     def _begin(self, batch: list[Part]) -> set[Wanted]:
         """Note that the batch starts; what is wanted of it."""
@@ -255,14 +365,19 @@ class Batcher:
         self, batch: list[Part], found: dict[Wanted, Value] | None, error: Exception | None, seconds: float
     ) -> None:
         self.inference_seconds.observe(seconds)
-        self.run_seconds += 0.2 * (seconds - self.run_seconds)
+        self.run_seconds += (0.2 if self.run_seconds else 1.0) * (seconds - self.run_seconds)
+        now = time.perf_counter()
+        self.answered.add(len(batch), now - self.finished)
+        self.finished = now
+        if self.backlog_since is not None:
+            self.throughput.add(sum(len(block) for _, _, block in batch), now - self.backlog_since)
         if self.waiting_rows:
             if self.executor is None:
                 if not self.scheduled:
                     self._schedule()  # the loop turns once, and may bring more
             else:
                 self._start()  # a run is free: the next batch comes before the answers of this one
-        now = time.perf_counter()
+        self.backlog_since = now if self.waiting_rows else None
         first = 0
         for ticket, places, block in batch:
             last = first + len(block)
@@ -302,19 +417,19 @@ class Batcher:
             return self._alike_batch(size, self.length, now)
         batch: list[Part] = []
         while size and (ticket := self._next(now)) is not None:
-            rows = ticket.rows
-            if not ticket.taken and rows <= size:
-                ticket.lane.popleft()
+            first = ticket.taken
+            ticket.taken = last = min(first + size, ticket.rows)
+            rows = last - first
+            if rows == ticket.rows:
                 batch.append((ticket, None, ticket.block))
             else:
-                first = ticket.taken
-                ticket.taken = last = min(first + size, rows)
-                rows = last - first
-                if last == ticket.rows:
-                    ticket.lane.popleft()
                 batch.append((ticket, range(first, last), ticket.block[first:last]))
+            if last == ticket.rows:
+                ticket.lane.popleft()
+                self.waiting_bytes -= ticket.bytes
             size -= rows
             self.waiting_rows -= rows
+            ticket.lane.rows -= rows
         return batch
 
     def _next(self, now: float) -> Ticket | None:
@@ -327,18 +442,22 @@ class Batcher:
             if not ticket.future.done() and (ticket.started or not self._dropped(ticket, now)):
                 return ticket
             ticket.lane.popleft()
-            self.waiting_rows -= ticket.rows - ticket.taken
+            self._count_out(ticket)
         return None
 
     def _dropped(self, ticket: Ticket, now: float) -> bool:
         """Whether a request that has not begun needs no run; it is told so."""
         if now > ticket.deadline:
-            ticket.future.set_exception(DeadlinePassed())
+            self._drop(ticket, "deadline", DeadlinePassed())
         elif ticket.gone is not None and now - ticket.queued >= UNASKED_SECONDS and ticket.gone():
-            ticket.future.set_exception(ClientGone())
+            self._drop(ticket, "gone", ClientGone())
         else:
             return False
         return True
+
+    def _drop(self, ticket: Ticket, reason: str, error: Exception) -> None:
+        self.refused(reason)
+        ticket.future.set_exception(error)
 
     def _alike_batch(self, size: int, length: Callable[[Any], int], now: float) -> list[Part]:
         """As `_next_batch`, of rows that are about as long as the oldest."""
@@ -349,7 +468,7 @@ class Batcher:
             if ticket.places is None:
                 ticket.places = list(range(ticket.rows))
             asked.append(ticket)
-            self.waiting_rows -= len(ticket.places)
+            self._count_out(ticket)
             seen += [(ticket, place) for place in ticket.places]
         if not seen:
             return []
@@ -369,8 +488,20 @@ class Batcher:
         for ticket in reversed(asked):
             if left := ticket.rows - ticket.taken:
                 ticket.lane.appendleft(ticket)
+                ticket.lane.rows += left
                 self.waiting_rows += left
+                self.waiting_bytes += ticket.bytes
         return batch
+
+
+def seconds_to_wait(wait: float) -> int:
+    """For a Retry-After."""
+    return max(1, round(wait))
+
+
+def bytes_of(block: list[Any], length: Callable[[Any], int]) -> int:
+    """About what rows take in memory; of token ids 8 bytes each."""
+    return sum(row.nbytes if isinstance(row, np.ndarray) else 8 * length(row) for row in block)
 
 
 def joined(parts: list[tuple[Sequence[int], Any]], answer: bool) -> Value:

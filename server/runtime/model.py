@@ -21,7 +21,7 @@ from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, answers, generator
-from server.runtime.batcher import Batcher, Block, Run, Ticket, Value, Wanted
+from server.runtime.batcher import MOST_OF_THE_TIME, Batcher, Block, Overloaded, Run, Ticket, Value, Wanted
 from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
@@ -113,6 +113,9 @@ class Model:
         self.inline = loaded.inline
         self.generator = generator(loaded.manifest)
         self.requests = 0  # that are open
+        # Rows that may wait, and seconds that a request may.
+        self.queue_limit = loaded.deployment.queue_limit or settings.queue_limit
+        self.timeout = loaded.deployment.request_seconds or settings.request_seconds
         labels = (self.name, str(self.version))
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
@@ -129,7 +132,7 @@ class Model:
                 language.slots,
                 ends=language.ends,
                 text=language.texts.decode,
-                queue_limit=settings.queue_limit,
+                queue_limit=self.queue_limit,
                 metrics=metrics.generation.of(*labels),
             )
             self.answers = {"complete"} if language.template is None else {"complete", "chat"}
@@ -139,17 +142,27 @@ class Model:
         self.provider = session.provider
         known = answers(loaded.manifest)
 
+        deployed, batching = loaded.deployment, loaded.manifest.batching
+        delay = batching.max_queue_delay_ms if deployed.max_queue_delay_ms is None else deployed.max_queue_delay_ms
+        rejected = metrics.rejected
+
+        def refused(reason: str) -> None:
+            rejected[self.name, reason] += 1
+
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
                 run,
-                max_batch_size=loaded.manifest.batching.max_batch_size,
-                max_queue_delay=loaded.manifest.batching.max_queue_delay_ms / 1e3,
-                queue_limit=settings.queue_limit,
+                max_batch_size=deployed.max_batch_size or batching.max_batch_size,
+                max_queue_delay=delay / 1e3,
+                queue_limit=self.queue_limit,
+                queue_bytes=settings.queue_bytes,
                 parallel=parallel,
                 length=length,
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
+                refused=refused,
+                preferred=deployed.preferred_batch_sizes,
             )
 
         self.batcher = batcher(
@@ -182,12 +195,34 @@ class Model:
         block: of a vector float32 [rows, features], of an image uint8 [rows, height, width, channels], of noise float32
         [rows, latent]; of a text a list of lists of token ids, of a series a list of float32 [steps, channels]; of a
         translation a list of Prompts. wanted: one of `answers`, or, where `raw`, names of outputs of the graph.
-        deadline: on time.perf_counter's clock. gone: whether the client has left. Raises QueueFull. Not of a model with
-        an engine.
+        deadline: on time.perf_counter's clock. gone: whether the client has left. priority: in PRIORITIES, higher goes
+        first. Raises QueueFull. Not of a model with an engine.
         """
         batcher = self.images if self.images is not None and wanted == "generate" else self.batcher
         assert batcher is not None, "what has an engine takes orders"
         return batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+
+    def admit(self, left: float, priority: int) -> None:
+        """Ask before the input of a request is read, which counts as open already: whether it can be answered in the
+        seconds that are left. Raises Overloaded.
+
+        Open requests are read, wait and run: beyond those that fill two rounds of batches there may be as many as were
+        answered of late in the time that this one has.
+        """
+        if (batcher := self.batcher) is None:
+            return
+        batcher.admit(left, priority)
+        if self.requests > (freely := 2 * batcher.max_batch_size * max(1, batcher.parallel)) and priority <= 0:
+            rate = batcher.answered.rate()
+            if self.requests > max(freely, MOST_OF_THE_TIME * left * rate):
+                batcher.refused("overload")
+                raise Overloaded(1, self.requests / rate)
+
+    def admitted(self) -> float:
+        """Rows that may wait now, of requests with the usual time."""
+        if self.batcher is None:
+            return self.queue_limit
+        return min(self.queue_limit, MOST_OF_THE_TIME * self.timeout * self.batcher.throughput.rate())
 
     def waiting(self) -> int:
         """Rows that wait for a run, or orders for a slot."""

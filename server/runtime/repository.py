@@ -169,7 +169,7 @@ class Repository:
         labels = (name, str(model.version))
         self.metrics.model_info.labels(*labels, model.manifest.task, model.provider).set(1)
         self.metrics.load_seconds.labels(*labels).set(loaded.seconds)
-        self.metrics.queue[labels] = model.waiting
+        self.metrics.queue[labels], self.metrics.admitted[labels] = model.waiting, model.admitted
         for watcher in self.watchers:
             watcher()
         log.info("serving %s version %d on %s, loaded in %.2f s", name, model.version, model.provider, loaded.seconds)
@@ -180,6 +180,7 @@ class Repository:
         task.add_done_callback(self.retiring.discard)
         labels = (model.name, str(model.version))
         self.metrics.queue.pop(labels, None)
+        self.metrics.admitted.pop(labels, None)
         self.metrics.generation.retire(*labels)
         self.metrics.model_info.remove(*labels, model.manifest.task, model.provider)
         self.metrics.load_seconds.remove(*labels)

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from server.runtime.batcher import Block, Value, Wanted
+from server.runtime.throughput import Throughput
 from server.settings import Settings
 from tests.server.bundles import publish_images, publish_texts, publish_vectors
 from tests.server.conftest import Live, message_of, running
@@ -138,6 +139,30 @@ def test_a_deadline_that_has_passed_is_a_408(live: Live) -> None:
     for wrong in ("soon", "0", "-1", "nan"):
         answer = live.client.post("/v1/classify", json={}, headers={"x-request-timeout": wrong})
         assert "X-Request-Timeout" in message_of(answer, 400)
+
+
+def test_priorities_are_few(live: Live) -> None:
+    body = {"model": "days", "input": "good"}
+    for level in ("-3", "0", "3"):
+        assert live.client.post("/v1/classify", json=body, headers={"x-request-priority": level}).status_code == 200
+    for wrong in ("4", "-4", "high", ""):
+        answer = live.client.post("/v1/classify", json=body, headers={"x-request-priority": wrong})
+        assert "X-Request-Priority" in message_of(answer, 400)
+
+
+def test_more_than_can_be_answered_in_time_is_a_429_before_the_input_is_read(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = live.repository.get("days")
+    assert model.batcher is not None
+    monkeypatch.setattr(model, "requests", 10_000)
+    monkeypatch.setattr(model.batcher, "answered", Throughput())
+    model.batcher.answered.add(100, 1.0)
+    answer = live.client.post("/v1/classify", json={"model": "days", "input": {"not": "read"}})
+    assert "later than the request may wait" in message_of(answer, 429)
+    assert answer.json()["error"]["code"] == "overloaded"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert 'espalier_rejected_total{model="days",reason="overload"} 1' in live.client.get("/metrics").text
 
 
 def test_a_client_that_hangs_up_in_the_queue_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ class Ends:
         memory = region.shared("test", region.BYTES)
         wakes = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
         self.large = 0
-        self.bridge = Bridge(region.Region(memory), wakes[0], wakes[1], self._answer)
+        self.bridge = Bridge(region.Region(memory), wakes[0], wakes[1], self._answer, self.repository.metrics.rejected)
         self.link = Link(region.Region(memory), os.dup(wakes[0]), os.dup(wakes[1]), self._call)
         os.close(memory)
         self.let: list[int] = []
@@ -167,6 +167,7 @@ def test_where_the_queue_has_room_for_some_these_are_answered(tmp_path: Path):
         found = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
         full = [error for error in found if isinstance(error, QueueFull)]
         assert len(full) == 7
+        assert ends.repository.metrics.rejected == {("points", "queue_full"): 7}
         assert all(error.retry_after >= 1 for error in full)
         assert not any(isinstance(error, QueueFull) for error in found[:5])
 

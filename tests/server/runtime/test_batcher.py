@@ -18,6 +18,7 @@ from server.runtime.batcher import (
     Block,
     ClientGone,
     DeadlinePassed,
+    Overloaded,
     QueueFull,
     Run,
     RunFailed,
@@ -56,11 +57,13 @@ def batcher(run: Run, **options: Any) -> Batcher:
         "max_batch_size": 4,
         "max_queue_delay": 0.0,
         "queue_limit": 100,
+        "queue_bytes": 10**9,
         "parallel": 1,
         "length": None,
         "batches": Distribution(ROWS),
         "queue_seconds": Distribution(SECONDS),
         "inference_seconds": Distribution(SECONDS),
+        "refused": lambda reason: None,
     }
     return Batcher(run, **{**settings, **options})
 
@@ -95,7 +98,7 @@ def test_what_arrives_during_a_run_is_the_next_batch_up_to_its_size() -> None:
         run = Recorder()
         queue = batcher(run)
         first = await held(run, queue)
-        tickets = [queue.submit([i], "logits", deadline=within()) for i in range(6)]
+        tickets = [queue.submit(np.array([i]), "logits", deadline=within()) for i in range(6)]
         assert queue.depth() == 6
         run.gate.set()
         await asyncio.gather(first, *(ticket.future for ticket in tickets))
@@ -109,11 +112,11 @@ def test_free_runs_share_what_waits_and_none_idles_while_rows_wait() -> None:
         run = Recorder()
         run.gate.clear()
         queue = batcher(run, parallel=2)
-        early = queue.submit(list(range(6)), "logits", deadline=within())
+        early = queue.submit(np.arange(6), "logits", deadline=within())
         while len(run.batches) < 2:
             await asyncio.sleep(0.001)
         assert sorted(run.batches) == [[0, 1, 2], [3, 4, 5]]
-        late = queue.submit([6, 7], "logits", deadline=within())
+        late = queue.submit(np.array([6, 7]), "logits", deadline=within())
         await asyncio.sleep(0.02)
         assert queue.depth() == 2
         run.gate.set()
@@ -129,11 +132,11 @@ def test_free_runs_share_what_waits_and_none_idles_while_rows_wait() -> None:
 @pytest.mark.parametrize("parallel", [0, 1, 3])
 def test_everybody_gets_their_own_rows_in_their_order(parallel: int) -> None:
     async def story() -> None:
-        queue = batcher(Recorder(), parallel=parallel, length=lambda row: 1 + row % 5, queue_limit=1000)
+        queue = batcher(Recorder(), parallel=parallel, length=len, queue_limit=1000)
 
         async def ask(i: int) -> None:
             await asyncio.sleep((i % 7) / 1000)
-            rows = [100 * i + j for j in range(1 + i % 9)]
+            rows = [f"{i} {j} " + "x" * (j % 5) for j in range(1 + i % 9)]
             output = ("logits", "embedding")[i % 2]
             found = await queue.submit(rows, output, deadline=within()).future
             assert [str(row) for row in found] == [f"{output}:{row}" for row in rows]
@@ -204,12 +207,89 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
         run = Recorder()
         queue = batcher(run, queue_limit=3)
         first = await held(run, queue)
-        kept = [queue.submit([i], "logits", deadline=within()) for i in range(3)]
+        kept = [queue.submit(np.array([i]), "logits", deadline=within()) for i in range(3)]
         with pytest.raises(QueueFull) as refused:
             queue.submit(["too many"], "logits", deadline=within())
         assert refused.value.retry_after >= 1
         run.gate.set()
         await asyncio.gather(first, *(ticket.future for ticket in kept))
+
+    asyncio.run(story())
+
+
+def test_a_queue_is_bounded_in_bytes_too() -> None:
+    async def story() -> None:
+        run, refused = Recorder(), []
+        queue = batcher(run, queue_bytes=100, refused=refused.append)
+        first = await held(run, queue)
+        kept = queue.submit(np.zeros(10), "logits", deadline=within())
+        with pytest.raises(QueueFull):
+            queue.submit(np.zeros(3), "logits", deadline=within())
+        run.gate.set()
+        await asyncio.gather(first, kept.future)
+        assert refused == ["queue_full"]
+        assert (queue.waiting_rows, queue.waiting_bytes) == (0, 0)
+
+    asyncio.run(story())
+
+
+def test_one_of_higher_priority_takes_the_room_of_the_newest_of_the_lowest() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run, queue_limit=3)
+        first = await held(run, queue)
+        low = [queue.submit(np.array([i]), "logits", deadline=within(), priority=-1) for i in range(2)]
+        normal = queue.submit(np.array([2]), "logits", deadline=within())
+        urgent = queue.submit(np.array([3]), "logits", deadline=within(), priority=2)
+        with pytest.raises(QueueFull):
+            await low[1].future
+        with pytest.raises(QueueFull):
+            queue.submit(np.array([4]), "logits", deadline=within(), priority=-1)
+        run.gate.set()
+        await asyncio.gather(first, low[0].future, normal.future, urgent.future)
+        assert run.batches[1:] == [[3, 2, 0]]
+
+    asyncio.run(story())
+
+
+def test_what_could_not_be_answered_in_time_is_refused_at_once() -> None:
+    async def story() -> None:
+        run, refused = Recorder(), []
+        queue = batcher(run, refused=refused.append)
+        first = await held(run, queue)
+        kept = [queue.submit(np.arange(10), "logits", deadline=within(0.001 * LATER))]  # nothing is known yet
+        queue.throughput.add(10.0, 1.0)  # ten rows a second: as long as those wait
+        queue.run_seconds = 0.4
+        with pytest.raises(Overloaded, match="about 1 s") as error:
+            queue.submit(np.array([10]), "logits", deadline=within(1.2))
+        assert error.value.retry_after == 1
+        with pytest.raises(Overloaded):
+            queue.admit(1.2, 0)
+        kept.append(queue.submit(np.array([11]), "logits", deadline=within(60)))
+        kept.append(queue.submit(np.array([12]), "logits", deadline=within(1.2), priority=1))  # nothing is before it
+        late = queue.submit(np.array([13]), "logits", deadline=within(-1))
+        with pytest.raises(DeadlinePassed):
+            await late.future
+        run.gate.set()
+        await asyncio.gather(first, *(ticket.future for ticket in kept))
+        assert refused == ["overload", "overload", "deadline"]
+
+    asyncio.run(story())
+
+
+def test_batches_are_cut_to_the_preferred_size_that_is_full() -> None:
+    async def story() -> None:
+        run = Recorder()
+        queue = batcher(run, max_batch_size=16, preferred=[4, 8], max_queue_delay=0.02)
+        first = await held(run, queue)
+        tickets = [queue.submit(np.array([i]), "logits", deadline=within()) for i in range(15)]
+        run.gate.set()
+        await asyncio.gather(first, *(ticket.future for ticket in tickets))
+        assert [len(rows) for rows in run.batches[1:]] == [8, 4, 3]
+        await asyncio.wait_for(
+            batcher(run, max_queue_delay=60.0, preferred=[2]).submit(np.arange(2), "logits", deadline=within()).future,
+            5,
+        )
 
     asyncio.run(story())
 
@@ -284,7 +364,7 @@ def test_with_a_delay_an_incomplete_batch_waits_and_a_full_one_does_not() -> Non
         await asyncio.gather(early.future, queue.submit(["b"], "logits", deadline=within()).future)
         assert run.batches == [["a", "b"]]
         slow = batcher(run, max_queue_delay=60.0)
-        await asyncio.wait_for(slow.submit([1, 2, 3, 4], "logits", deadline=within()).future, 5)
+        await asyncio.wait_for(slow.submit(np.arange(4), "logits", deadline=within()).future, 5)
 
     asyncio.run(story())
 

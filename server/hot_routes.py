@@ -1,0 +1,35 @@
+"""The routes that the hot lane answers, by their paths. Each is mounted as an ASGI handler, too, and answers alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from server.exchange import Body, Exchange
+from server.routes.classify import classify
+from server.routes.embeddings import embeddings
+from server.routes.predict import predict
+
+
+@dataclass(frozen=True, slots=True)
+class HotRoute:
+    """name: in logs and metrics. answer: awaits futures, and what needs a task of its own in one that it makes; what it
+    streams is no stream of events."""
+
+    name: str
+    answer: Callable[[Exchange], Coroutine[Any, Any, Body]]
+
+
+BY_PATH = {
+    route.name: route
+    for route in (
+        HotRoute("/v1/classify", classify),
+        HotRoute("/v1/embeddings", embeddings),
+        HotRoute("/v1/predict", predict),
+    )
+}
+
+
+def hot_route(path: str) -> HotRoute | None:
+    return BY_PATH.get(path)
