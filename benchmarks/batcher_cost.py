@@ -18,6 +18,7 @@ import uvloop
 from server.histograms import Distribution
 from server.metrics import ROWS, SECONDS
 from server.runtime.batcher import Batcher, Block, Value, Wanted
+from server.runtime.runs import Runs
 
 REQUESTS = 64
 REPEATS = 200
@@ -56,6 +57,7 @@ async def measure(parallel: int, rows: int, gone: Callable[[], bool] | None) -> 
         batches=Distribution(ROWS),
         queue_seconds=Distribution(SECONDS),
         inference_seconds=Distribution(SECONDS),
+        runs=Runs(),
         refused=lambda reason: None,
     )
     block = np.zeros((rows, FEATURES), np.float32)

@@ -7,7 +7,7 @@ import gc
 import importlib.util
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 
 from litestar import Litestar
@@ -35,19 +35,30 @@ from server.routes import (
     models,
     predict,
     tokenize,
+    v2,
 )
 from server.runtime.repository import Repository
 from server.settings import Settings
+from server.traces import Traces, traces
 
 log = logging.getLogger("espalier.app")
 
 
 def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
     """The application for `settings`. rates: a file in which its processes share what keys may still use. Nothing else
-    is opened before its lifespan starts."""
+    is opened before its lifespan starts. Raises SettingsError for a setting that needs a package which is not
+    installed."""
     metrics, access = Metrics(), Access(settings, rates)
     metrics.registry.register(access)
-    state = State({"settings": settings, "metrics": metrics, "access": access, "stopping": asyncio.Event()})
+    state = State(
+        {
+            "settings": settings,
+            "metrics": metrics,
+            "access": access,
+            "traces": traces(settings),
+            "stopping": asyncio.Event(),
+        }
+    )
     return Litestar(
         route_handlers=[
             *classify.handlers,
@@ -61,6 +72,7 @@ def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
             *jobs.handlers,
             *models.handlers,
             *keys.handlers,
+            *v2.handlers,
             *health.handlers,
             *docs.handlers,
         ],
@@ -71,6 +83,15 @@ def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
         request_max_body_size=settings.max_body_bytes,
         logging_config=None,
     )
+
+
+def grpc_serving(state: State) -> AbstractAsyncContextManager[None]:
+    """gRPC beside HTTP, where the settings ask for it."""
+    if state.settings.grpc_port is None:
+        return nullcontext()
+    from server.grpc.server import serving
+
+    return serving(state)
 
 
 @asynccontextmanager
@@ -85,6 +106,9 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     await asyncio.to_thread(file_store.sweep, known)
     app.state.api_keys = KeyStore(store)
     await app.state.access.start(app.state.api_keys)
+    sent: Traces | None = app.state.traces
+    if sent is not None:
+        sent.start()
     repository = Repository(settings, metrics)
     app.state.store, app.state.files, app.state.repository = store, file_store, repository
     metrics.jobs.states, metrics.jobs.training = store.counts_by_state, store.running_metrics
@@ -106,10 +130,13 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     gc.collect()
     gc.freeze()
     try:
-        yield
+        async with grpc_serving(app.state):
+            yield
     finally:
         if executor is not None:
             await executor.stop()
         await repository.stop()
         await app.state.access.stop()
+        if sent is not None:
+            await sent.stop()
         await asyncio.to_thread(store.close)

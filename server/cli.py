@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from server import key_commands
 
         return key_commands.run(parsed, loaded.settings)
-    return {"serve": serve, "models": models, "config": config}[parsed.command](loaded)
+    try:
+        return {"serve": serve, "models": models, "config": config}[parsed.command](loaded)
+    except SettingsError as error:  # one that needs a package which is not installed
+        print(f"espalier: {error}", file=sys.stderr)
+        return 2
 
 
 def parser() -> argparse.ArgumentParser:

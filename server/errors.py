@@ -1,4 +1,5 @@
-"""Every error leaves the server as OpenAI's error object: {"error": {"message", "type", "param", "code"}}.
+"""Every error leaves the server as OpenAI's error object: {"error": {"message", "type", "param", "code"}}; under /v2 as
+the Open Inference Protocol has it: {"error": "message"}.
 
 Routes raise ApiError; what Litestar, msgspec or `export.processing` raise is turned into the same body here. What
 nobody foresaw is a 500 that names the request's id; its traceback goes to the log and nowhere else.
@@ -40,6 +41,12 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+class ProtocolError(msgspec.Struct, frozen=True):
+    """The body of every error under /v2."""
+
+    error: str
+
+
 class ApiError(Exception):
     """An error the client is told about: HTTP status, message, and OpenAI's fields. `type` follows from the status
     when it is not given; `headers` go into the response (Retry-After, Allow, ...)."""
@@ -62,6 +69,11 @@ class ApiError(Exception):
     def encoded(self) -> bytes:
         """The response body, for handlers that write it themselves."""
         return msgspec.json.encode(self.body)
+
+
+def speaks_protocol(path: str) -> bool:
+    """Whether errors at this address are those of the Open Inference Protocol."""
+    return path.startswith("/v2/") or path == "/v2"
 
 
 def type_of(status: int) -> str:
@@ -107,7 +119,9 @@ def named(problem: dict[str, Any]) -> tuple[str | None, str]:
 
 
 def respond(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
-    return Response(error.encoded(), status_code=error.status, media_type="application/json", headers=error.headers)
+    protocol = speaks_protocol(request.url.path)
+    body = msgspec.json.encode(ProtocolError(str(error))) if protocol else error.encoded()
+    return Response(body, status_code=error.status, media_type="application/json", headers=error.headers)
 
 
 def on_api_error(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:

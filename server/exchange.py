@@ -24,10 +24,12 @@ from server.access import Caller
 from server.errors import ApiError, request_id
 from server.metrics import Metrics
 from server.request_head import Head, Headers
+from server.runtime import orders
 from server.runtime.batcher import Block, ClientGone, DeadlinePassed, Overloaded, QueueFull, RunFailed, Ticket, Wanted
 from server.runtime.model import Model
 from server.runtime.repository import CannotLoad, NotLoaded, Repository, UnknownModel
 from server.settings import Settings
+from server.traces import Answered, Ran, Traces
 
 log = logging.getLogger("espalier.inference")
 
@@ -74,20 +76,24 @@ class Shared(Protocol):
     repository: Repository
     metrics: Metrics
     settings: Settings
+    traces: Traces | None
 
 
 class Exchange(ABC):
     """One request: its head, where its body comes from, and what has been seen of it. answer_type, more_headers: what
-    the answer is to have, beside its length."""
+    the answer is to have, beside its length. ticket, orders: what it waits for, of a batcher or of an engine."""
 
     caller: Caller | None = None
     model: Model | None = None
+    ticket: Ticket | None = None
+    orders: Sequence[orders.Ticket] = ()
     answer_type = b"application/json"
 
     def __init__(self, shared: Shared, start: float) -> None:
         """start: on time.perf_counter's clock."""
         self.head: Head
         self.repository, self.metrics, self.settings = shared.repository, shared.metrics, shared.settings
+        self.traces = shared.traces
         self.start = start
         self.more_headers: list[tuple[bytes, bytes]] = []
         # In how many seconds it must have begun; and in how many it must be done, where the client has said so.
@@ -182,11 +188,13 @@ class Exchange(ABC):
         if self.caller is not None and model.texts is not None:
             self.caller.spend(sum(map(len, block)))
         try:
-            return model.submit(
+            ticket = model.submit(
                 block, wanted, deadline=self.start + self.timeout, gone=self.gone, priority=self.priority
             )
         except QueueFull as error:
             raise no_room(model, error) from error
+        self.ticket = ticket
+        return ticket
 
     def begin(self, model: Model, rows: int, param: str) -> None:
         """What is asked is read, and so many rows of it are to be queued. Raises ApiError 400 for more than a queue
@@ -229,6 +237,11 @@ class AsgiExchange(Exchange):
     @property
     def request_id(self) -> str:
         return request_id(self.scope)
+
+    async def find(self, reference: str | None, answer: str | None) -> Model:
+        model = await super().find(reference, answer)
+        self.scope.setdefault("state", {})["model"] = model.name, model.version  # for lines of the log
+        return model
 
     async def piece(self) -> tuple[bytes, bool]:
         """The next part of the body, and whether more comes. Raises ApiError 413 beyond the limit, ClientGone."""
@@ -312,6 +325,7 @@ async def handle(
         return None
 
     exchange = AsgiExchange(cast(HTTPScope, scope), receive, send)
+    scope.setdefault("state", {})["traced"] = True  # here, if at all
     status, body = await replied(route, exchange, answered)
     if body is not None:
         await exchange.respond(status, body)
@@ -333,7 +347,7 @@ async def replied(
         status = 499
     except Exception as error:
         identity = exchange.request_id
-        log.error("%s failed, request %s", route, identity, exc_info=error)
+        log.error("%s failed, request %s", route, identity, exc_info=error, extra={"request": about(exchange)})
         what = "The model failed to run" if isinstance(error, RunFailed) else "The server failed to answer"
         message = f"{what}; the server's log has the cause under request id {identity}."
         status, body = refusal(route, exchange, ApiError(500, message, code="internal_error"))
@@ -341,9 +355,58 @@ async def replied(
         if (model := exchange.model) is not None:
             model.requests -= 1
     exchange.metrics.requests[route, model.name if model is not None else "", str(status)] += 1
-    if model is not None and status == 200:
-        model.request_seconds.observe(time.perf_counter() - exchange.start)
+    end = time.perf_counter()
+    exemplar = None if exchange.traces is None else traced(exchange, exchange.traces, route, status, end)
+    if model is not None:
+        spent = model.request_seconds if status == 200 else model.failed_seconds
+        spent.observe(end - exchange.start, exemplar)
     return status, body
+
+
+def about(exchange: Exchange) -> dict[str, Any]:
+    """What lines of the log say of a request, as server.logs.told takes it."""
+    model = exchange.model
+    of_model = None if model is None else (model.name, model.version)
+    return {"request_id": exchange.request_id, "caller": exchange.caller, "model": of_model}
+
+
+def traced(exchange: Exchange, traces: Traces, route: str, status: int, end: float) -> dict[str, str] | None:
+    """Trace a request, if it is to be, and have the histograms of what it waited for point at it. Its exemplar."""
+    if not hasattr(exchange, "head") or (origin := traces.origin(exchange.headers)) is None:
+        return None  # of a head that could not be read, too
+    model, ticket = exchange.model, exchange.ticket
+    answered = Answered(
+        origin,
+        exchange.head.method,
+        route,
+        status,
+        exchange.start,
+        end,
+        exchange.request_id,
+        exchange.caller.id if exchange.caller else None,
+        model.name if model else None,
+        model.version if model else None,
+        model.provider if model else None,
+        [] if ticket is None else [ran(ticket)],
+        [stream.times for order in exchange.orders for stream in order.streams],
+    )
+    exemplar = traces.add(answered)
+    if model is not None and status == 200:
+        labels = (model.name, str(model.version))
+        for one in answered.runs:
+            stages = exchange.metrics.stages
+            stages.labels(*labels, "queue").point_at(one.started - one.queued, exemplar)
+            if one.finished:
+                stages.labels(*labels, "inference").point_at(one.inference, exemplar)
+        for times in answered.sequences:
+            generation = exchange.metrics.generation.of(*labels)
+            generation.first_token.point_at(times.first - times.arrived, exemplar)
+            generation.whole.point_at(times.last - times.arrived, exemplar)
+    return exemplar
+
+
+def ran(ticket: Ticket) -> Ran:
+    return Ran(ticket.queued, ticket.started, ticket.finished, ticket.inference, ticket.rows, ticket.batch_rows)
 
 
 def refusal(route: str, exchange: Exchange, error: ApiError) -> tuple[int, bytes]:

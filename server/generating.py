@@ -99,7 +99,7 @@ async def ordered(
     Raises ApiError 400 for more orders than may ever wait, and for a grammar that cannot be followed to its end, 429
     where there is no room now.
     """
-    tickets: list[Ticket] = []
+    exchange.orders = tickets = list[Ticket]()
     left = asyncio.create_task(exchange.left())
     try:
         engine = model.engine

@@ -5,25 +5,35 @@ One of prometheus-client costs microseconds an observation, a list and a bisecti
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import Exemplar, HistogramMetricFamily, Metric
 
 
 class Distribution:
     """One histogram's numbers. Not for threads: one alone observes."""
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        # The newest value of each bucket that a trace is known of.
+        self.exemplars: dict[int, Exemplar] = {}
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """exemplar: labels, at most 128 characters in all, by which this one can be looked up elsewhere."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+        if exemplar is not None:
+            self.point_at(value, exemplar)
+
+    def point_at(self, value: float, exemplar: Mapping[str, str]) -> None:
+        """Make one that was observed before the exemplar of its bucket."""
+        self.exemplars[bisect_left(self.bounds, value)] = Exemplar(dict(exemplar), value, time.time())
 
 
 class Histograms:
@@ -40,9 +50,11 @@ class Histograms:
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self.name, self.words, labels=self.label_names)
         for values, child in list(self.children.items()):
-            total, buckets = 0, []
-            for bound, count in zip([*map(str, map(float, self.bounds)), "+Inf"], child.counts, strict=True):
-                total += count
-                buckets.append((bound, total))
+            total = 0
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            for i, bound in enumerate([*map(str, map(float, self.bounds)), "+Inf"]):
+                total += child.counts[i]
+                exemplar = child.exemplars.get(i)
+                buckets.append((bound, total) if exemplar is None else (bound, total, exemplar))
             family.add_metric(values, buckets, child.sum)
         yield family

@@ -117,7 +117,11 @@ class Lane:
         if self._shared is None:
             state = self.state
             self._shared = SimpleNamespace(
-                repository=state.repository, metrics=state.metrics, settings=state.settings, access=state.access
+                repository=state.repository,
+                metrics=state.metrics,
+                settings=state.settings,
+                access=state.access,
+                traces=state.traces,
             )
         return self._shared
 
@@ -375,7 +379,7 @@ class HotLane(HttpToolsProtocol):
             transport.close()
             return
         now = perf_counter()
-        self.lane.log.note("POST", exchange.head.path, status, now - exchange.start, exchange.identity)
+        self.lane.log.note("POST", exchange.head.path, status, now - exchange.start, exchange.identity, exchange)
         closes = not exchange.keep_alive or (self.stopping and not self.pipeline)
         opening = self.lane.opening(self.server_state.default_headers)
         if status != 200:

@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from server.generation_metrics import Generation
 from server.histograms import Histograms
 from server.job_metrics import JobGauges
+from server.runtime.runs import Runs
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -40,6 +42,16 @@ class Metrics:
             "espalier_stage_seconds", "time in decode, queue, inference and encode", [*version, "stage"], SECONDS
         )
         self.batches = Histograms("espalier_batch_rows", "rows that ran together", version, ROWS)
+        self.failures = Histograms(
+            "espalier_failed_request_seconds",
+            "inference requests that ended in an error, until it was sent",
+            model,
+            SECONDS,
+        )
+        # What the statistics of the inference protocol ask for beside, by model and version.
+        self.runs: defaultdict[tuple[str, str], Runs] = defaultdict(Runs)
+        # By method, model and status code.
+        self.grpc_requests: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.generation = Generation()
         self.queue: dict[tuple[str, str], Callable[[], int]] = {}
         self.admitted: dict[tuple[str, str], Callable[[], float]] = {}
@@ -62,7 +74,7 @@ class Metrics:
         self.jobs = JobGauges()
         # Adds what other processes of this server have counted, where there are any.
         self.gather: Callable[[], Awaitable[None]] | None = None
-        for collector in (self.latency, self.stages, self.batches, self.generation, self.jobs, self):
+        for collector in (self.latency, self.failures, self.stages, self.batches, self.generation, self.jobs, self):
             self.registry.register(collector)
 
     def collect(self) -> Iterator[Metric]:
@@ -74,6 +86,9 @@ class Metrics:
         depth = Metric("espalier_queue_rows", "rows waiting for a run", "gauge")
         for (name, number), waiting in list(self.queue.items()):
             depth.add_sample("espalier_queue_rows", {"model": name, "version": number}, waiting())
+        calls = Metric("espalier_grpc_requests", "gRPC calls by status code", "counter")
+        for (method, name, code), count in list(self.grpc_requests.items()):
+            calls.add_sample("espalier_grpc_requests_total", {"method": method, "model": name, "code": code}, count)
         admitted = Metric("espalier_admitted_limit", "rows that may wait, by the throughput of late", "gauge")
         for (name, number), limit in list(self.admitted.items()):
             admitted.add_sample("espalier_admitted_limit", {"model": name, "version": number}, limit())
@@ -84,7 +99,13 @@ class Metrics:
         yield depth
         yield admitted
         yield rejected
+        yield calls
 
     def render(self) -> bytes:
-        """The exposition format's text."""
+        """All of them in Prometheus's text format 0.0.4."""
         return generate_latest(self.registry)
+
+    def render_open(self) -> bytes:
+        """All of them in OpenMetrics 1.0.0, which has exemplars."""
+        text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+        return text

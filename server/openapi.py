@@ -7,6 +7,7 @@ streams, the bare ASGI routes) is in no signature. A test compares the table wit
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,8 @@ from finetune.recipe import Recipe
 from server.chat_completion import ChatCompletion
 from server.chats import ChatRequest
 from server.completion import Completion
-from server.errors import ErrorBody
+from server.descriptions import VERSION, IndexEntry, ModelConfig, ModelMetadata, Readiness, ServerMetadata, Statistics
+from server.errors import ErrorBody, ProtocolError, speaks_protocol
 from server.keys import Scope
 from server.prompts import CompletionRequest
 from server.routes.classify import ClassifyAnswer
@@ -30,14 +32,17 @@ from server.routes.keys import KeyList, KeyObject, KeyRequest, NewKey
 from server.routes.models import ModelDetails, ModelList
 from server.routes.predict import PredictAnswer
 from server.routes.tokenize import DetokenizeRequest, Text, TokenizeRequest, Tokens
+from server.routes.v2.health import Live, Ready
+from server.routes.v2.infer import InferRequest, InferResponse
+from server.routes.v2.repository import Done, IndexRequest, LoadRequest, UnloadRequest
 from server.scopes import scopes_for
 
-VERSION = "0.1.0"
 WORDS = """Fine-tune networks over HTTP and ask them.
 
 Upload data (files), submit a recipe (fine_tuning), follow its events, then ask the published model (inference).
-Where OpenAI has the same thing the paths and shapes are OpenAI's, so its clients work unchanged. Errors are always
-{"error": {"message", "type", "param", "code"}}; every answer carries an X-Request-ID that the server's log knows."""
+Where OpenAI has the same thing the paths and shapes are OpenAI's, so its clients work unchanged; under /v2 they are the
+Open Inference Protocol's, for KServe's and Triton's. Errors are {"error": {"message", "type", "param", "code"}}, under
+/v2 {"error": "message"}; every answer carries an X-Request-ID that the server's log knows."""
 
 Json = dict[str, Any]
 
@@ -111,6 +116,8 @@ def page(most: int, usual: int) -> list[Json]:
     ]
 
 
+MODEL_NAME = parameter("model", "path", TEXT, '"name" or "name@alias"')
+MODEL_VERSION = parameter("version", "path", TEXT, "its number")
 FILE_ID = parameter("file_id", "path", TEXT, "id of an uploaded file")
 JOB_ID = parameter("job_id", "path", TEXT, "id of a fine-tuning job")
 TIMEOUT = parameter(
@@ -144,12 +151,27 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     parameters: list[Json] = []
     body: dict[str, Any] = {}
+    body_required: bool = True
     example: Any = None
     answer: dict[str, Any]
 
 
 def json(kind: Any) -> dict[str, Any]:
     return {"application/json": kind}
+
+
+def of_model(method: str, what: str, *, parameters: Sequence[Json] = (), **described: Any) -> list[Operation]:
+    """What /v2 has of a model, and of one version of it."""
+    return [
+        Operation(
+            method=method,
+            path=f"/v2/models/{{model}}{version}{what}",
+            tag="inference protocol",
+            parameters=[*named, *parameters],
+            **described,
+        )
+        for version, named in (("", [MODEL_NAME]), ("/versions/{version}", [MODEL_NAME, MODEL_VERSION]))
+    ]
 
 
 OPERATIONS = (
@@ -408,6 +430,101 @@ OPERATIONS = (
     ),
     Operation(
         method="get",
+        path="/v2",
+        tag="inference protocol",
+        summary="Who answers, and which extensions of the Open Inference Protocol",
+        answer=json(ServerMetadata),
+    ),
+    Operation(
+        method="get",
+        path="/v2/health/live",
+        tag="inference protocol",
+        summary="The process answers",
+        answer=json(Live),
+    ),
+    Operation(
+        method="get",
+        path="/v2/health/ready",
+        tag="inference protocol",
+        summary="Requests may be sent here; 503 once the server is stopping",
+        answer=json(Ready),
+    ),
+    *of_model(
+        "get",
+        "",
+        summary="The tensors of a model",
+        description="Its graph's inputs and outputs; -1 is a size that the client chooses. A text model also takes the "
+        "BYTES input `text`, and an image model `image`, files, instead of them. An attention_mask may be left out "
+        "where nothing is padding.",
+        answer=json(ModelMetadata),
+    ),
+    *of_model("get", "/ready", summary="Whether a model may be asked; 404 where not", answer=json(Readiness)),
+    *of_model("get", "/config", summary="How a model is served, in Triton's words", answer=json(ModelConfig)),
+    *of_model(
+        "post",
+        "/infer",
+        summary="Ask a model for its tensors",
+        description="JSON, or JSON and behind it the tensors in binary, little-endian, row by row: then "
+        "Inference-Header-Content-Length is the length of the JSON, and each such input has the parameter "
+        "binary_data_size. Where that header is 0 the whole body is the one input. Outputs come in JSON, or in binary "
+        "where binary_data or binary_data_output ask for it.",
+        parameters=[
+            TIMEOUT,
+            parameter(
+                "Inference-Header-Content-Length",
+                "header",
+                {"type": "integer", "minimum": 0},
+                "bytes of JSON at the beginning of the body",
+            ),
+            parameter("Content-Encoding", "header", {"enum": ["identity", "gzip", "deflate"]}, "of the body"),
+        ],
+        body={"application/json": InferRequest, "application/octet-stream": BINARY},
+        example={"inputs": [{"name": "vector", "shape": [1, 2], "datatype": "FP32", "data": [0.2, 1.5]}]},
+        answer={"application/json": InferResponse, "application/octet-stream": BINARY},
+    ),
+    Operation(
+        method="get",
+        path="/v2/models/stats",
+        tag="inference protocol",
+        summary="Counts and durations of all loaded models since the server started",
+        answer=json(Statistics),
+    ),
+    *of_model("get", "/stats", summary="The same of one model", answer=json(Statistics)),
+    Operation(
+        method="post",
+        path="/v2/repository/index",
+        tag="inference protocol",
+        summary="What is in the repository, loaded or not",
+        body=json(IndexRequest),
+        body_required=False,
+        example={"ready": True},
+        answer=json(list[IndexEntry]),
+    ),
+    Operation(
+        method="post",
+        path="/v2/repository/models/{model}/load",
+        tag="inference protocol",
+        summary="Load a model, or its newest version",
+        description="Answered when it is ready. The parameters of Triton's that say how are refused: a model is loaded "
+        "as it was published, and its deployment says how it is served.",
+        parameters=[MODEL_NAME],
+        body=json(LoadRequest),
+        body_required=False,
+        answer=json(Done),
+    ),
+    Operation(
+        method="post",
+        path="/v2/repository/models/{model}/unload",
+        tag="inference protocol",
+        summary="Serve a model no more, until it is loaded again",
+        description="Answered when the requests that it had are.",
+        parameters=[MODEL_NAME],
+        body=json(UnloadRequest),
+        body_required=False,
+        answer=json(Done),
+    ),
+    Operation(
+        method="get",
         path="/health/live",
         tag="health",
         summary="The process answers",
@@ -425,7 +542,7 @@ OPERATIONS = (
         path="/metrics",
         tag="health",
         summary="Metrics in Prometheus's format",
-        answer={"text/plain": TEXT},
+        answer={"text/plain": TEXT, "application/openmetrics-text": TEXT},
     ),
 )
 
@@ -434,22 +551,21 @@ OPERATIONS = (
 def document() -> bytes:
     """The whole document as JSON."""
     kinds = [kind for operation in OPERATIONS for kind in (*operation.body.values(), *operation.answer.values())]
-    structs = [kind for kind in kinds if isinstance(kind, type)]
-    references, schemas = msgspec.json.schema_components(
-        [ErrorBody, *structs], ref_template="#/components/schemas/{name}"
-    )
-    of_struct = dict(zip([ErrorBody, *structs], references, strict=True))
+    structs = [ErrorBody, ProtocolError, *(kind for kind in kinds if not isinstance(kind, dict))]
+    references, schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    of_struct = dict(zip(structs, references, strict=True))
 
     def content(media: dict[str, Any], example: Any = None) -> Json:
         shown = {} if example is None else {"example": example}
         return {
-            name: {"schema": of_struct[kind] if isinstance(kind, type) else kind, **shown}
+            name: {"schema": kind if isinstance(kind, dict) else of_struct[kind], **shown}
             for name, kind in media.items()
         }
 
-    error = {"description": "What is wrong", "content": content(json(ErrorBody))}
     paths: dict[str, Json] = {}
     for operation in OPERATIONS:
+        body = ProtocolError if speaks_protocol(operation.path) else ErrorBody
+        error = {"description": "What is wrong", "content": content(json(body))}
         described: Json = {
             "tags": [operation.tag],
             "operationId": re.sub(r"\W+", "_", f"{operation.method}{operation.path}").strip("_"),
@@ -462,7 +578,10 @@ def document() -> bytes:
             described["security"] = [{}, {"key": [scope for scope in Scope if scope in needed]}]
             described["responses"] |= {"401": error, "403": error, "429": error}
         if operation.body:
-            described["requestBody"] = {"required": True, "content": content(operation.body, operation.example)}
+            described["requestBody"] = {
+                "required": operation.body_required,
+                "content": content(operation.body, operation.example),
+            }
         paths.setdefault(operation.path, {})[operation.method] = described
     return msgspec.json.encode(
         {

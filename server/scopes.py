@@ -35,6 +35,8 @@ EXACT: dict[str, frozenset[Scope] | None] = {
     "/v2": INFER,
     "/v2/repository/index": INFER,
     # gRPC: /package.Service/Method
+    "/grpc.health.v1.Health/Check": None,
+    "/grpc.health.v1.Health/Watch": None,
     "/inference.GRPCInferenceService/ServerLive": None,
     "/inference.GRPCInferenceService/ServerReady": None,
     **{

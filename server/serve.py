@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
         self.application = create_app(settings, self.frontends.rates if self.frontends else None)
         access: Access = self.application.state.access
         guarded: ASGIApp = AccessLayer(self.application, access) if access.on else self.application
-        requests = RequestLog(guarded, settings.slow_seconds)
+        requests = RequestLog(guarded, settings.slow_seconds, self.application.state.traces)
         lane = partial(HotLane, lane=Lane(self.application.state, requests))
         config = uvicorn.Config(
             BehindProxy(requests) if self.frontends else requests,

@@ -27,6 +27,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int,
         Meta(ge=0, le=64, description="processes that do HTTP for the one that runs the models; 0: it does its own"),
     ] = 0
+    grpc_port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(description="port of the inference protocol over gRPC; 0 takes a free one, none: not offered"),
+    ] = None
     home: Annotated[Path, Meta(description="folder of everything the server keeps")] = Path("espalier-data")
     database: Annotated[str, Meta(description="SQLAlchemy URL of the job store; empty: SQLite in home")] = ""
     repository: Annotated[Path, Meta(description="folder of published models; empty: home/repository")] = Path()
@@ -49,12 +53,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_body_bytes: Annotated[int, Meta(ge=1, description="largest body of every other request")] = 32 * 2**20
     poll_seconds: Annotated[float, Meta(gt=0, description="how often the repository is looked through")] = 1.0
     drain_seconds: Annotated[float, Meta(ge=0, description="how long a shutdown waits for open requests")] = 30.0
-    slow_seconds: Annotated[float, Meta(gt=0, description="requests slower than this get a line in the log")] = 5.0
+    slow_seconds: Annotated[
+        float, Meta(ge=0, description="requests slower than this get a line in the log; 0: all do")
+    ] = 5.0
     auth: Annotated[
         Literal["auto", "on", "off"],
         Meta(description="whether requests need an API key; auto: where others than this machine can reach the server"),
     ] = "auto"
     open_metrics: Annotated[bool, Meta(description="answer /metrics without a key where others need one")] = False
+    otlp_endpoint: Annotated[
+        str, Meta(description="OpenTelemetry collector (OTLP over HTTP) that traces are sent to; empty: none")
+    ] = ""
+    trace_share: Annotated[
+        float, Meta(ge=0, le=1, description="share of requests that are traced, where no traceparent header says it")
+    ] = 0.01
     worker: Annotated[bool, Meta(description="run fine-tuning jobs on this machine")] = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least level logged")] = "info"
     log_format: Annotated[Literal["text", "json"], Meta(description="one line of text, or of JSON, an event")] = "text"

@@ -7,16 +7,13 @@ from litestar.datastructures import State
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from server.access import Access
 from server.errors import exception_handlers
 from server.frontends.proxy import Proxy
-from server.metrics import Metrics
 from server.routes import classify, embeddings, images, predict
-from server.runtime.repository import Repository
-from server.settings import Settings
+from server.routes.v2 import infer
 
 # Of models whose rows cross; those that write texts are asked where they are.
-HANDLERS = (*classify.handlers, *embeddings.handlers, *images.handlers, *predict.handlers)
+HANDLERS = (*classify.handlers, *embeddings.handlers, *images.handlers, *infer.handlers, *predict.handlers)
 PATHS = frozenset(path for handler in HANDLERS for path in handler.paths)
 
 
@@ -28,20 +25,24 @@ class FrontendApp:
         self.proxied = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == ScopeType.HTTP and scope["path"] not in PATHS:
+        if scope["type"] == ScopeType.HTTP and not is_here(scope["path"]):
             self.proxied += 1
             await self.proxy(scope, receive, send)
             return
         await self.routes(scope, receive, send)
 
 
-def routes_of(settings: Settings, metrics: Metrics, repository: Repository, access: Access) -> Litestar:
-    state = State({"settings": settings, "metrics": metrics, "repository": repository, "access": access})
+def is_here(path: str) -> bool:
+    return path in PATHS or (path.startswith("/v2/models/") and path.endswith("/infer"))
+
+
+def routes_of(state: State) -> Litestar:
+    """state: what `exchange.Shared` names."""
     return Litestar(
         route_handlers=list(HANDLERS),
         state=state,
         exception_handlers=exception_handlers,
         openapi_config=None,
-        request_max_body_size=settings.max_body_bytes,
+        request_max_body_size=state.settings.max_body_bytes,
         logging_config=None,
     )

@@ -230,6 +230,7 @@ def offer(number: int, model: Model, repository: Repository) -> Offer:
         str(repository.folder.resolve() / model.name / str(model.version)),
         sorted(model.answers),
         model.raw,
+        model.provider,
         model.timeout,
         model.queue_limit,
         most,

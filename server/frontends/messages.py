@@ -100,6 +100,7 @@ class Offer(msgspec.Struct):
     folder: str
     answers: list[str]
     raw: bool
+    provider: str
     timeout: float
     queue_limit: int
     most_rows: int
@@ -161,13 +162,22 @@ class LargeCall(msgspec.Struct, tag=True):
     head: bytes
 
 
+class CountedDistribution(msgspec.Struct, array_like=True):
+    """Of one of a family. exemplars: bucket, labels, value, and when it was observed."""
+
+    labels: list[str]
+    counts: list[int]
+    sum: float
+    exemplars: list[tuple[int, dict[str, str], float, float]]
+
+
 class Counted(msgspec.Struct, tag=True):
-    """Since the last report, for that of `number`. counts, distributions: by the attribute of Metrics or Access and by
-    labels; of a distribution its counts and its sum. proxied: requests that were passed on."""
+    """Since the last report, for that of `number`. counts, distributions: by the attribute of Metrics or Access that
+    is the family. proxied: requests that were passed on."""
 
     number: int
     counts: dict[str, list[tuple[list[str], int]]]
-    distributions: dict[str, list[tuple[list[str], list[int], float]]]
+    distributions: dict[str, list[CountedDistribution]]
     proxied: int
 
 

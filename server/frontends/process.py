@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import msgspec
 import uvicorn
+from litestar.datastructures import State
 from litestar.types import ASGIApp
 
 from finetune.jobs.store import JobStore
@@ -46,6 +47,7 @@ from server.keys import KeyStore
 from server.metrics import Metrics
 from server.request_log import RequestLog
 from server.settings import Settings
+from server.traces import Traces, traces
 
 log = logging.getLogger("espalier.frontends")
 
@@ -82,7 +84,7 @@ class Frontend:
         await self.repository.known.wait()
         gc.collect()
         gc.freeze()
-        async with keys_of(self.settings, self.access):
+        async with keys_of(self.settings, self.access), sending(self.traces):
             if not (self.lost or self.stopping):
                 await self._listen()
         serving.cancel()
@@ -138,9 +140,11 @@ class Frontend:
         os.close(region)
         self.repository = RemoteRepository(settings, self.metrics, self.link, self.control.send)
         self.access = Access(settings, Path(settle.rates))
-        routes = routes_of(settings, self.metrics, self.repository, self.access)
+        self.traces = traces(settings)
+        state = {"settings": settings, "metrics": self.metrics, "repository": self.repository}
+        routes = routes_of(State({**state, "access": self.access, "traces": self.traces}))
         guarded: ASGIApp = AccessLayer(routes, self.access) if self.access.on else routes
-        requests = RequestLog(guarded, settings.slow_seconds)
+        requests = RequestLog(guarded, settings.slow_seconds, self.traces)
         self.app = FrontendApp(requests, Proxy(settle.socket))
         self.lane = Lane(routes.state, requests)
         self.settled.set_result(None)
@@ -178,6 +182,18 @@ async def keys_of(settings: Settings, access: Access) -> AsyncIterator[None]:
     finally:
         await access.stop()
         await asyncio.to_thread(store.close)
+
+
+@asynccontextmanager
+async def sending(traces: Traces | None) -> AsyncIterator[None]:
+    if traces is None:
+        yield
+        return
+    traces.start()
+    try:
+        yield
+    finally:
+        await traces.stop()
 
 
 def main(descriptor: int) -> int:

@@ -28,6 +28,7 @@ from server.runtime.model import Model, fingerprint
 from server.runtime.repository import CannotLoad, Repository, UnknownModel
 from server.runtime.throughput import Throughput
 from server.settings import Settings
+from server.tensors import signature
 
 if TYPE_CHECKING:
     from server.frontends.link import Link
@@ -46,7 +47,7 @@ class RemoteModel(Model):
         """Reads the tokenizer, which may take a while. Raises what goes wrong with that."""
         self.number, self.link = offer.number, link
         self.most_rows, self.freely, self.queue_limit = offer.most_rows, offer.freely, offer.queue_limit
-        self.timeout = offer.timeout
+        self.timeout, self.provider = offer.timeout, offer.provider
         self.manifest = msgspec.json.decode(offer.manifest, type=Manifest)
         self.name, self.version = self.manifest.name, self.manifest.version
         self.fingerprint = fingerprint(self.manifest)
@@ -55,14 +56,14 @@ class RemoteModel(Model):
             file = Path(offer.folder) / self.manifest.input.tokenizer
             self.texts = TextProcessor(self.manifest.input, file.read_bytes())
         self.engine = self.writer = self.language = None
-        self.generator = generator(self.manifest)
+        self.generator, self.signature = generator(self.manifest), signature(self.manifest)
         self.answers, self.raw = set(offer.answers), offer.raw
         self.requests = 0
         labels = (self.name, str(self.version))
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.queue_seconds = metrics.stages.labels(*labels, "queue")
-        self.request_seconds = metrics.latency.labels(*labels)
+        self.request_seconds, self.failed_seconds = metrics.latency.labels(*labels), metrics.failures.labels(*labels)
         self.rejected = metrics.rejected
         self.throughput = Throughput()  # in requests
         self.finished = time.perf_counter()  # the last answer

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
-from litestar import Response, get
+from litestar import Request, Response, get
 from litestar.datastructures import State
 
 from server.metrics import Metrics
 from server.runtime.repository import Repository
+
+OPEN_METRICS = "application/openmetrics-text"
 
 
 class Health(msgspec.Struct, kw_only=True):
@@ -36,12 +39,17 @@ def ready(state: State) -> Response[Health]:
 
 
 @get("/metrics")
-async def metrics(state: State) -> Response[bytes]:
-    """All metrics in Prometheus's text format."""
+async def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+    """All metrics in Prometheus's text format, or in OpenMetrics where that is accepted."""
     found: Metrics = state.metrics
     if found.gather is not None:
         await found.gather()
-    return Response(await asyncio.to_thread(found.render), media_type="text/plain; version=0.0.4; charset=utf-8")
+    accepted = [one.partition(";")[0].strip() for one in request.headers.get("accept", "").split(",")]
+    if OPEN_METRICS in accepted:
+        body = await asyncio.to_thread(found.render_open)
+        return Response(body, media_type=f"{OPEN_METRICS}; version=1.0.0; charset=utf-8")
+    body = await asyncio.to_thread(found.render)
+    return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 handlers = [live, ready, metrics]

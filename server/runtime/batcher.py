@@ -26,6 +26,7 @@ import numpy as np
 
 from server.histograms import Distribution
 from server.runtime.answers import Rows
+from server.runtime.runs import Runs
 from server.runtime.throughput import Throughput
 
 # A batch is filled with rows of other lengths while less than this share of it is padding.
@@ -166,6 +167,7 @@ class Batcher:
         batches: Distribution,
         queue_seconds: Distribution,
         inference_seconds: Distribution,
+        runs: Runs,
         refused: Callable[[str], None],
         preferred: Sequence[int] = (),
     ) -> None:
@@ -184,6 +186,7 @@ class Batcher:
         self.refused = refused
         self.length = length
         self.batches, self.queue_seconds, self.inference_seconds = batches, queue_seconds, inference_seconds
+        self.runs = runs
         self.loop = asyncio.get_running_loop()
         self.normal = Lane(0)
         self.lanes = {0: self.normal}
@@ -401,6 +404,8 @@ class Batcher:
                 else:
                     self._add_part(ticket, places, value)
             first = last
+        if found is not None:
+            self.runs.add(len(batch), first, seconds)
 
     def _add_part(self, ticket: Ticket, places: Sequence[int], value: Value) -> None:
         if ticket.parts is None:

@@ -31,6 +31,7 @@ from server.runtime.session import Inputs, Session
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
 from server.settings import Settings
+from server.tensors import signature
 
 # A full batch that is done sooner than this runs on the event loop: handing it over and back costs about as much.
 INLINE_SECONDS = 0.001
@@ -106,12 +107,13 @@ class Model:
     before a newer version came is answered by this one, and with the last of them its session is freed."""
 
     def __init__(self, loaded: Loaded, metrics: Metrics, settings: Settings) -> None:
-        self.manifest = loaded.manifest
+        self.manifest, self.deployment = loaded.manifest, loaded.deployment
         self.name, self.version = loaded.manifest.name, loaded.manifest.version
         self.fingerprint = fingerprint(loaded.manifest)
         self.texts, self.writer, self.language = loaded.texts, loaded.writer, loaded.language
         self.inline = loaded.inline
         self.generator = generator(loaded.manifest)
+        self.signature = signature(loaded.manifest)
         self.requests = 0  # that are open
         # Rows that may wait, and seconds that a request may.
         self.queue_limit = loaded.deployment.queue_limit or settings.queue_limit
@@ -120,6 +122,7 @@ class Model:
         self.decode_seconds = metrics.stages.labels(*labels, "decode")
         self.encode_seconds = metrics.stages.labels(*labels, "encode")
         self.request_seconds = metrics.latency.labels(*labels)
+        self.failed_seconds = metrics.failures.labels(*labels)
         # The queue before model.onnx, and that before the graph which makes images where this is another.
         self.batcher: Batcher | None = None
         self.images: Batcher | None = None
@@ -161,6 +164,7 @@ class Model:
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
+                runs=metrics.runs[labels],
                 refused=refused,
                 preferred=deployed.preferred_batch_sizes,
             )

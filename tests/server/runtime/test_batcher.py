@@ -26,6 +26,7 @@ from server.runtime.batcher import (
     Wanted,
     alike,
 )
+from server.runtime.runs import Runs
 
 LATER = 3600.0
 
@@ -63,6 +64,7 @@ def batcher(run: Run, **options: Any) -> Batcher:
         "batches": Distribution(ROWS),
         "queue_seconds": Distribution(SECONDS),
         "inference_seconds": Distribution(SECONDS),
+        "runs": Runs(),
         "refused": lambda reason: None,
     }
     return Batcher(run, **{**settings, **options})

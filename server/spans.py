@@ -1,0 +1,169 @@
+"""OpenTelemetry's spans of requests that were answered. The server imports this where traces are wanted, and only then.
+
+Names of attributes are OpenTelemetry's where it has them (http.*, gen_ai.*), else espalier.*.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+
+from server.generation_metrics import Times
+from server.traces import Answered, Origin, Ran
+
+# A batch names no more of the other requests that ran in it.
+MOST_LINKS = 64
+SPANS_A_SEND = 512
+SEND_TIMEOUT_SECONDS = 5.0
+
+Attributes = dict[str, str | int | float]
+Batch = tuple[str | None, int | None, float]  # model, version, when it began
+
+
+class Sender:
+    """Makes spans and sends them; blocks meanwhile."""
+
+    def __init__(self, endpoint: str) -> None:
+        """endpoint: of a collector that speaks OTLP over HTTP, without or with /v1/traces at its end."""
+        endpoint = endpoint.rstrip("/")
+        path = "" if endpoint.endswith("/v1/traces") else "/v1/traces"
+        self.exporter: SpanExporter = OTLPSpanExporter(endpoint=endpoint + path, timeout=SEND_TIMEOUT_SECONDS)
+        self.resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "espalier")})
+
+    def send(self, answered: Sequence[Answered]) -> None:
+        """Those that ran in one batch have to come together. What goes wrong is logged by the exporter."""
+        found = spans(answered, self.resource)
+        for first in range(0, len(found), SPANS_A_SEND):
+            self.exporter.export(found[first : first + SPANS_A_SEND])
+
+    def close(self) -> None:
+        self.exporter.shutdown()
+
+
+def spans(answered: Sequence[Answered], resource: Resource) -> list[ReadableSpan]:
+    """All spans of these requests."""
+    together: defaultdict[Batch, list[Origin]] = defaultdict(list)
+    for one in answered:
+        for ran in one.runs:
+            together[one.model, one.version, ran.started].append(one.origin)
+    made: list[ReadableSpan] = []
+    since = time.time_ns() - time.perf_counter_ns()
+    for one in answered:
+        trace = Trace(one, resource, made, since)
+        for ran in one.runs:
+            trace.run(ran, together[one.model, one.version, ran.started])
+        for number, times in enumerate(one.sequences):
+            trace.sequence(number, times)
+    return made
+
+
+class Trace:
+    """The spans of one request, put into `made`, itself first."""
+
+    def __init__(self, one: Answered, resource: Resource, made: list[ReadableSpan], since: int) -> None:
+        """since: from the epoch to the zero of time.perf_counter's clock, in nanoseconds."""
+        self.one, self.resource, self.made, self.since = one, resource, made, since
+        self.scope = InstrumentationScope("espalier")
+        self.root = context(one.origin.trace, one.origin.span)
+        about: Attributes = {
+            "http.request.method": one.method,
+            "http.route": one.route,
+            "http.response.status_code": one.status,
+            "espalier.request_id": one.request_id,
+        }
+        if one.key is not None:
+            about["espalier.key"] = one.key
+        parent = context(one.origin.trace, one.origin.parent, remote=True) if one.origin.parent else None
+        status = Status(StatusCode.ERROR) if one.status >= 500 else Status()
+        name = f"{one.method} {one.route}"
+        self.span(name, one.start, one.end, about | self.model(), self.root, parent, SpanKind.SERVER, status)
+
+    def model(self) -> Attributes:
+        if self.one.model is None or self.one.version is None:
+            return {}
+        return {"espalier.model": self.one.model, "espalier.version": self.one.version}
+
+    def run(self, ran: Ran, batch: Sequence[Origin]) -> None:
+        """Of a request that went through a batcher. batch: whose spans ran with it, its own as well."""
+        self.part("decode", self.one.start, ran.queued)
+        self.part("queue", ran.queued, ran.started or self.one.end, {"espalier.rows": ran.rows})
+        if not ran.started:
+            return  # dropped before its turn
+        # A translation is told as it is written, and its request may be over before the run is.
+        finished, inference = ran.finished or self.one.end, ran.inference or self.one.end - ran.started
+        others = [one for one in batch if one is not self.one.origin]
+        links = [Link(context(one.trace, one.span)) for one in others[:MOST_LINKS]]
+        rows: Attributes = {"espalier.batch.rows": ran.batch_rows}
+        together = self.part("batch", ran.started, finished, rows | self.model(), links=links)
+        about = rows | ({} if self.one.provider is None else {"espalier.provider": self.one.provider})
+        begun = max(ran.started, finished - inference)
+        self.part("session", begun, finished, about | self.model(), parent=together)
+        self.part("encode", finished, self.one.end)
+
+    def sequence(self, number: int, times: Times) -> None:
+        """Of one that a language model wrote, or began."""
+        about: Attributes = {"espalier.sequence": number, **self.model()}
+        if self.one.model is not None:
+            about["gen_ai.request.model"] = self.one.model
+        self.part("queue", times.arrived, times.scheduled or self.one.end, about)
+        if times.scheduled:
+            read = about | {"gen_ai.usage.input_tokens": times.prompt_tokens}
+            self.part("prefill", times.scheduled, times.first or self.one.end, read)
+        if times.first:
+            self.part("decode", times.first, times.last, about | {"gen_ai.usage.output_tokens": times.generated_tokens})
+
+    def part(
+        self,
+        name: str,
+        start: float,
+        end: float,
+        attributes: Attributes | None = None,
+        *,
+        parent: SpanContext | None = None,
+        links: Sequence[Link] = (),
+    ) -> SpanContext:
+        made = context(self.one.origin.trace, random.getrandbits(64) or 1)
+        self.span(name, start, end, attributes or {}, made, parent or self.root, links=links)
+        return made
+
+    def span(
+        self,
+        name: str,
+        start: float,
+        end: float,
+        attributes: Attributes,
+        its: SpanContext,
+        parent: SpanContext | None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        status: Status | None = None,
+        links: Sequence[Link] = (),
+    ) -> None:
+        self.made.append(
+            ReadableSpan(
+                name,
+                its,
+                parent,
+                self.resource,
+                attributes,
+                links=links,
+                kind=kind,
+                status=status or Status(),
+                start_time=self.since + round(start * 1e9),
+                end_time=self.since + round(max(start, end) * 1e9),
+                instrumentation_scope=self.scope,
+            )
+        )
+
+
+def context(trace: int, span: int, *, remote: bool = False) -> SpanContext:
+    return SpanContext(trace, span, remote, TraceFlags(TraceFlags.SAMPLED))
