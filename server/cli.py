@@ -156,10 +156,13 @@ def models(loaded: Loaded) -> int:
 
     from server.routes.models import listing
 
-    table = Table("model", "status", "reads", "task", "version", "what it is")
+    table = Table("model", "status", "reads", "task", "versions", "aliases", "traffic", "what it is")
     for model in listing(loaded.settings):
-        version = "" if model.version is None else str(model.version)
-        table.add_row(model.id, model.status, model.modality or "?", model.task or "", version, model.description)
+        versions = ", ".join(str(one.version) for one in model.versions)
+        aliases = ", ".join(f"{alias} = {version}" for alias, version in model.aliases.items())
+        traffic = ", ".join(f"{version}: {share:.0%}" for version, share in model.traffic.items())
+        modality, task = model.modality or "?", model.task or ""
+        table.add_row(model.id, model.status, modality, task, versions, aliases, traffic, model.description)
     Console().print(table)
     return 0
 

@@ -149,7 +149,7 @@ class Exchange(ABC):
         try:
             while True:  # what was loaded may be evicted before this goes on
                 try:
-                    model = self.repository.get(reference)
+                    model = self.repository.get(reference, self.session)
                     break
                 except NotLoaded:
                     await self.result(asyncio.create_task(self._load(reference)))
@@ -165,6 +165,10 @@ class Exchange(ABC):
         except QueueFull as error:
             raise no_room(model, error) from error
         return model
+
+    def session(self) -> str | None:
+        """The id of the session that a request is of, where it says so: its requests go to one version."""
+        return next((value.decode("latin-1") for name, value in self.headers if name == b"x-session-id"), None)
 
     async def _load(self, reference: str) -> None:
         """Raises DeadlinePassed, ApiError 503, UnknownModel."""
@@ -434,7 +438,7 @@ def no_room(model: Model, error: QueueFull) -> ApiError:
     return ApiError(429, f"{model.name} {error}; try again", code=code, headers=retry)
 
 
-def decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+def decode_json(body: bytes | memoryview, decoder: msgspec.json.Decoder[Any]) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

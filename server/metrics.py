@@ -7,7 +7,7 @@ for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import Metric
@@ -23,6 +23,11 @@ from server.runtime.runs import Runs
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+CACHE_EVENTS = {
+    "hits": "requests answered from the cache, or with the run of an equal one",
+    "misses": "requests that were run where there is a cache",
+    "evictions": "answers that made room for others before their time was over",
+}
 
 
 class Metrics:
@@ -54,8 +59,17 @@ class Metrics:
         self.grpc_requests: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.generation = Generation()
         self.queue: dict[tuple[str, str], Callable[[], int]] = {}
+        # Of the repository: footprints by model and version, loads by model and outcome, evictions, aliases.
+        self.memory: dict[tuple[str, str], int] = {}
+        self.loads: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.evictions: defaultdict[str, int] = defaultdict(int)
+        self.aliases: dict[str, Mapping[str, int]] = {}
+        # Requests that were also asked of a shadow, by model, its version and what came of it.
+        self.shadows: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.admitted: dict[tuple[str, str], Callable[[], float]] = {}
         self.rejected: defaultdict[tuple[str, str], int] = defaultdict(int)  # by model and reason
+        self.cache: defaultdict[tuple[str, str], int] = defaultdict(int)  # by model and event
+        self.cached_bytes: dict[tuple[str, str], Callable[[], int]] = {}
         self.model_info = Gauge(
             "espalier_model_info",
             "1 for every loaded model; its version, task and ONNX Runtime provider",
@@ -97,9 +111,46 @@ class Metrics:
             rejected.add_sample("espalier_rejected_total", {"model": name, "reason": reason}, count)
         yield requests
         yield depth
+        for event, words in CACHE_EVENTS.items():
+            family = Metric(f"espalier_cache_{event}", words, "counter")
+            for (name, which), count in list(self.cache.items()):
+                if which == event:
+                    family.add_sample(f"espalier_cache_{event}_total", {"model": name}, count)
+            yield family
+        held = Metric("espalier_cache_bytes", "of the answers that are kept", "gauge")
+        for name in {name for name, _ in self.cached_bytes}:
+            sizes = [size() for (of, _), size in list(self.cached_bytes.items()) if of == name]
+            held.add_sample("espalier_cache_bytes", {"model": name}, sum(sizes))
+        yield held
         yield admitted
         yield rejected
         yield calls
+        yield from self._repository()
+
+    def _repository(self) -> Iterator[Metric]:
+        memory = Metric("espalier_session_memory_bytes", "memory a loaded version takes, by its files", "gauge")
+        for (name, number), size in list(self.memory.items()):
+            memory.add_sample("espalier_session_memory_bytes", {"model": name, "version": number}, size)
+        yield memory
+        loads = Metric("espalier_model_loads", "versions loaded, or failed to", "counter")
+        for (name, outcome), count in list(self.loads.items()):
+            loads.add_sample("espalier_model_loads_total", {"model": name, "outcome": outcome}, count)
+        yield loads
+        evictions = Metric("espalier_model_evictions", "lazy versions evicted to make room", "counter")
+        for name, count in list(self.evictions.items()):
+            evictions.add_sample("espalier_model_evictions_total", {"model": name}, count)
+        yield evictions
+        aliases = Metric("espalier_alias_info", "1 for every alias; the version that it means", "gauge")
+        for name, versions in list(self.aliases.items()):
+            for alias, version in versions.items():
+                labels = {"model": name, "alias": alias, "version": str(version)}
+                aliases.add_sample("espalier_alias_info", labels, 1)
+        yield aliases
+        shadows = Metric("espalier_shadow_requests", "requests also asked of a shadow, by outcome", "counter")
+        for (name, number, outcome), count in list(self.shadows.items()):
+            labels = {"model": name, "version": number, "outcome": outcome}
+            shadows.add_sample("espalier_shadow_requests_total", labels, count)
+        yield shadows
 
     def render(self) -> bytes:
         """All of them in Prometheus's text format 0.0.4."""

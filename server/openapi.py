@@ -23,6 +23,7 @@ from server.errors import ErrorBody, ProtocolError, speaks_protocol
 from server.keys import Scope
 from server.prompts import CompletionRequest
 from server.routes.classify import ClassifyAnswer
+from server.routes.deployments import AliasObject, AliasRequest
 from server.routes.embeddings import EmbeddingsAnswer
 from server.routes.files import Deleted, FileList, FileObject
 from server.routes.health import Health
@@ -35,6 +36,7 @@ from server.routes.tokenize import DetokenizeRequest, Text, TokenizeRequest, Tok
 from server.routes.v2.health import Live, Ready
 from server.routes.v2.infer import InferRequest, InferResponse
 from server.routes.v2.repository import Done, IndexRequest, LoadRequest, UnloadRequest
+from server.runtime.deployment import Deployment
 from server.scopes import scopes_for
 
 WORDS = """Fine-tune networks over HTTP and ask them.
@@ -54,7 +56,7 @@ KEY: Json = {
     "An operation needs one of the scopes that it names.",
 }
 BINARY: Json = {"type": "string", "format": "binary"}
-MODEL: Json = {"type": "string", "description": 'a served model, "name" or "name:version"'}
+MODEL: Json = {"type": "string", "description": 'a served model, "name", "name:version" or "name@alias"'}
 TOP_K: Json = {"type": "integer", "minimum": 1, "default": 5, "description": "how many labels to answer"}
 THRESHOLD: Json = {
     "type": "number",
@@ -119,6 +121,9 @@ def page(most: int, usual: int) -> list[Json]:
 MODEL_NAME = parameter("model", "path", TEXT, '"name" or "name@alias"')
 MODEL_VERSION = parameter("version", "path", TEXT, "its number")
 FILE_ID = parameter("file_id", "path", TEXT, "id of an uploaded file")
+NAME = parameter("name", "path", TEXT, "name of a published model")
+ALIAS = parameter("alias", "path", TEXT, "letters, digits and ._- after a letter")
+IF_MATCH = parameter("If-Match", "header", TEXT, "ETag of the deployment that is to be changed; 412 if it is another")
 JOB_ID = parameter("job_id", "path", TEXT, "id of a fine-tuning job")
 TIMEOUT = parameter(
     "X-Request-Timeout", "header", {"type": "number", "exclusiveMinimum": 0}, "seconds to wait at most, then 408"
@@ -396,10 +401,18 @@ OPERATIONS = (
     ),
     Operation(
         method="get",
-        path="/v1/models/{model_id}",
+        path="/v1/models/{name}",
         tag="models",
         summary="One model, a served one with its manifest",
-        parameters=[parameter("model_id", "path", TEXT, '"name" or "name:version"')],
+        parameters=[parameter("name", "path", TEXT, '"name", "name:version" or "name@alias"')],
+        answer=json(ModelDetails),
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{owner}/{name}",
+        tag="models",
+        summary="One model that can be fine-tuned, by its name on the hub",
+        parameters=[parameter("owner", "path", TEXT, "whose it is"), parameter("name", "path", TEXT, "its name")],
         answer=json(ModelDetails),
     ),
     Operation(
@@ -427,6 +440,63 @@ OPERATIONS = (
         summary="Revoke a key; within a second it opens nothing",
         parameters=[parameter("key_id", "path", TEXT, "what the key begins with, e.g. esp_0a1b2c3d")],
         answer=json(KeyObject),
+    ),
+    Operation(
+        method="get",
+        path="/v1/models/{name}/deployment",
+        tag="models",
+        summary="How a model is served",
+        description="Its versions, aliases, traffic, shadow, batching, devices and cache. The ETag is for If-Match.",
+        parameters=[NAME],
+        answer=json(Deployment),
+    ),
+    Operation(
+        method="put",
+        path="/v1/models/{name}/deployment",
+        tag="models",
+        summary="Replace how a model is served",
+        description="What is left out is by default. Versions that it names are loaded first; where one does not load "
+        "the answer is 409 and all stays as it was. Requests go on being answered meanwhile.",
+        parameters=[NAME, IF_MATCH],
+        body=json(Deployment),
+        example={
+            "versions": {"policy": "latest", "n": 2},
+            "aliases": {"production": 3},
+            "traffic": {"3": 0.9, "4": 0.1},
+        },
+        answer=json(Deployment),
+    ),
+    Operation(
+        method="patch",
+        path="/v1/models/{name}/deployment",
+        tag="models",
+        summary="Change some of how a model is served",
+        description="Fields that are given replace what there is, null by the default; of aliases and traffic the "
+        "entries that are given, null removes one.",
+        parameters=[NAME, IF_MATCH],
+        body={"application/json": {"type": "object"}},
+        example={"traffic": {"4": 0.5, "3": 0.5}},
+        answer=json(Deployment),
+    ),
+    Operation(
+        method="put",
+        path="/v1/models/{name}/aliases/{alias}",
+        tag="models",
+        summary="Let an alias mean a version",
+        description='Requests to "name@alias" get that version from the answer on. It is loaded first; 404 where it is '
+        "not published, 409 where it does not load or where the alias means another version than `expected`.",
+        parameters=[NAME, ALIAS, IF_MATCH],
+        body=json(AliasRequest),
+        example={"version": 3, "expected": 2},
+        answer=json(AliasObject),
+    ),
+    Operation(
+        method="delete",
+        path="/v1/models/{name}/aliases/{alias}",
+        tag="models",
+        summary="Remove an alias",
+        parameters=[NAME, ALIAS, IF_MATCH],
+        answer=json(AliasObject),
     ),
     Operation(
         method="get",

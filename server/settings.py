@@ -51,6 +51,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     request_seconds: Annotated[float, Meta(gt=0, description="an inference request older than this is dropped")] = 30.0
     max_upload_bytes: Annotated[int, Meta(ge=1, description="largest file that may be uploaded")] = 20 * 2**30
     max_body_bytes: Annotated[int, Meta(ge=1, description="largest body of every other request")] = 32 * 2**20
+    lazy: Annotated[bool, Meta(description="load models when first asked for, where their deployment does not say")] = (
+        False
+    )
+    model_memory_bytes: Annotated[
+        int, Meta(ge=0, description="memory that models may take; lazy ones are evicted for it; 0: any")
+    ] = 0
     poll_seconds: Annotated[float, Meta(gt=0, description="how often the repository is looked through")] = 1.0
     drain_seconds: Annotated[float, Meta(ge=0, description="how long a shutdown waits for open requests")] = 30.0
     slow_seconds: Annotated[

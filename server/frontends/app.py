@@ -9,6 +9,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import exception_handlers
 from server.frontends.proxy import Proxy
+from server.hot_routes import hot_route
 from server.routes import classify, embeddings, images, predict
 from server.routes.v2 import infer
 
@@ -33,7 +34,7 @@ class FrontendApp:
 
 
 def is_here(path: str) -> bool:
-    return path in PATHS or (path.startswith("/v2/models/") and path.endswith("/infer"))
+    return hot_route(path) is not None or path in PATHS
 
 
 def routes_of(state: State) -> Litestar:

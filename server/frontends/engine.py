@@ -27,6 +27,7 @@ from server.frontends.messages import (
     Call,
     LargeAnswer,
     LargeCall,
+    Meaning,
     Offer,
     Serve,
     Status,
@@ -90,14 +91,17 @@ class Bridge:
     def serve(self, repository: Repository) -> Serve:
         """What the front-end is to serve from now on."""
         known = {id(offered.model): number for number, offered in self.models.items()}
-        new, models = [], {}
-        for name, model in repository.models.items():
-            if (number := known.get(id(model))) is None:
-                number = next(self.numbers)
-                self.models[number] = Offered(model)
-                new.append(offer(number, model, repository))
-            models[name] = number
-        return Serve(new, models)
+        new, names = [], {}
+        for name, view in repository.views.items():
+            ready = {}
+            for version, model in repository.ready[name].items():
+                if (number := known.get(id(model))) is None:
+                    number = next(self.numbers)
+                    self.models[number] = Offered(model)
+                    new.append(offer(number, model, repository))
+                ready[version] = number
+            names[name] = Meaning(view, ready)
+        return Serve(new, names)
 
     def let(self, numbers: list[int]) -> None:
         """The front-end asks these models no more."""
@@ -235,6 +239,7 @@ def offer(number: int, model: Model, repository: Repository) -> Offer:
         model.queue_limit,
         most,
         2 * most * (1 if batcher is None else max(1, batcher.parallel)),
+        model.cache is not None,
     )
 
 

@@ -65,7 +65,8 @@ class Link:
         if self.lost:
             ticket.future.set_exception(lost())
             return
-        key = (model.number, ticket.wanted, priority, int(ticket.deadline / DEADLINES_APART))
+        together = id(ticket) if model.cached else int(ticket.deadline / DEADLINES_APART)
+        key = (model.number, ticket.wanted, priority, together)
         if (pending := self.pending.get(key)) is None:
             self.pending[key] = model, [ticket]
         else:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from server.runtime.references import View
+
 CALL = struct.Struct("<QIIIiQQQd")
 COUNT = struct.Struct("<I")
 ANSWER = struct.Struct("<QIIIII4xddddd")
@@ -92,8 +94,8 @@ class Settle(msgspec.Struct, tag=True):
 
 class Offer(msgspec.Struct):
     """One version of a model, as `number` from now on. manifest: JSON. folder: of its bundle. most_rows: of one call.
-    freely: requests that may be open before it is asked whether they can be answered in time. The rest is as of the
-    Model."""
+    freely: requests that may be open before it is asked whether they can be answered in time. cached: answers are kept
+    for requests that are the same, so that each goes alone. The rest is as of the Model."""
 
     number: int
     manifest: bytes
@@ -105,14 +107,22 @@ class Offer(msgspec.Struct):
     queue_limit: int
     most_rows: int
     freely: int
+    cached: bool
+
+
+class Meaning(msgspec.Struct):
+    """What the references to one name mean, and the numbers of its loaded versions."""
+
+    view: View
+    ready: dict[int, int]
 
 
 class Serve(msgspec.Struct, tag=True):
-    """What is served from now on. new: what this front-end has not seen yet. models: numbers by name. It answers `Let`
-    of those that are not among them any more, once its requests to them are done."""
+    """What is served from now on, by name. new: what this front-end has not seen yet. It answers `Let` of those that
+    are not among `names` any more, once its requests to them are done."""
 
     new: list[Offer]
-    models: dict[str, int]
+    names: dict[str, Meaning]
 
 
 class Stop(msgspec.Struct, tag=True):

@@ -138,7 +138,7 @@ class Frontend:
         self.settle, self.settings = settle, settings
         self.link = Link(Region(region), calls_wake, answers_wake, self.control.send)
         os.close(region)
-        self.repository = RemoteRepository(settings, self.metrics, self.link, self.control.send)
+        self.repository = RemoteRepository(self.metrics, self.link, self.control.send)
         self.access = Access(settings, Path(settle.rates))
         self.traces = traces(settings)
         state = {"settings": settings, "metrics": self.metrics, "repository": self.repository}

@@ -25,9 +25,9 @@ from server.metrics import Metrics
 from server.runtime.answers import answers, generator
 from server.runtime.batcher import MOST_OF_THE_TIME, Block, Lane, Overloaded, Ticket, Wanted, seconds_to_wait
 from server.runtime.model import Model, fingerprint
-from server.runtime.repository import CannotLoad, Repository, UnknownModel
+from server.runtime.references import References
+from server.runtime.repository import CannotLoad, NotLoaded, UnknownModel
 from server.runtime.throughput import Throughput
-from server.settings import Settings
 from server.tensors import signature
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class RemoteModel(Model):
         """Reads the tokenizer, which may take a while. Raises what goes wrong with that."""
         self.number, self.link = offer.number, link
         self.most_rows, self.freely, self.queue_limit = offer.most_rows, offer.freely, offer.queue_limit
+        self.cached = offer.cached
         self.timeout, self.provider = offer.timeout, offer.provider
         self.manifest = msgspec.json.decode(offer.manifest, type=Manifest)
         self.name, self.version = self.manifest.name, self.manifest.version
@@ -88,7 +89,7 @@ class RemoteModel(Model):
 
     def admit(self, left: float, priority: int) -> None:
         """As Model.admit, by what is open here and what was last said of the queue there."""
-        if priority > 0:
+        if self.cached or priority > 0:  # the answer may be there
             return
         late = self.wait > MOST_OF_THE_TIME * left and time.perf_counter() - self.finished < SAID_SECONDS
         if late or self.requests > self.freely:
@@ -138,16 +139,17 @@ class RemoteModel(Model):
         pass
 
 
-class RemoteRepository(Repository):
+class RemoteRepository(References):
     """What the inference process serves, as far as it has told. known: whether it has told anything yet."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, link: Link, send: Callable[[Let | Load], None]) -> None:
-        super().__init__(settings, metrics)
-        self.link, self.send = link, send
+    def __init__(self, metrics: Metrics, link: Link, send: Callable[[Let | Load], None]) -> None:
+        super().__init__()
+        self.metrics, self.link, self.send = metrics, link, send
         self.known = asyncio.Event()
         self.numbered: dict[int, RemoteModel] = {}
         self.loading: dict[int, asyncio.Future[None]] = {}
         self.numbers = itertools.count(1)
+        self.retiring: set[asyncio.Task[None]] = set()
 
     async def serve(self, message: Serve) -> None:
         """Serve this from now on."""
@@ -159,10 +161,14 @@ class RemoteRepository(Repository):
                 self.send(Let([offer.number]))
             else:
                 self.numbered[offer.number] = model
-        served = {name: self.numbered[number] for name, number in message.models.items() if number in self.numbered}
-        self.models.clear()
-        self.models.update(served)
-        for number in self.numbered.keys() - message.models.values():
+        for name in self.views.keys() - message.names.keys():
+            self.show(name, None, {})
+        asked: set[int] = set()
+        for name, meaning in message.names.items():
+            asked.update(meaning.ready.values())
+            ready = {version: self.numbered[n] for version, n in meaning.ready.items() if n in self.numbered}
+            self.show(name, meaning.view, dict(ready))
+        for number in self.numbered.keys() - asked:
             task = asyncio.create_task(self._let(self.numbered.pop(number)))
             self.retiring.add(task)
             task.add_done_callback(self.retiring.discard)
@@ -180,7 +186,10 @@ class RemoteRepository(Repository):
         self.loading[number] = asyncio.get_running_loop().create_future()
         self.send(Load(number, reference))
         await self.loading[number]
-        return self.get(reference)
+        try:
+            return self.get(reference)
+        except NotLoaded as error:
+            raise CannotLoad(f"{reference} was loaded and is not here any more", retry_after=1) from error
 
     def loaded(self, message: Loaded) -> None:
         waiting = self.loading.pop(message.number)

@@ -16,7 +16,7 @@ OPEN_METRICS = "application/openmetrics-text"
 
 
 class Health(msgspec.Struct, kw_only=True):
-    """`models`: how many are served."""
+    """`models`: how many are served, those included that are loaded when they are asked for."""
 
     status: str
     server: str = "espalier"
@@ -35,7 +35,8 @@ def ready(state: State) -> Response[Health]:
     repository: Repository = state.repository
     if state.stopping.is_set():
         return Response(Health(status="stopping"), status_code=503)
-    return Response(Health(status="ready", models=len(repository.models)))
+    served = sum(view.newest is not None for view in repository.views.values())
+    return Response(Health(status="ready", models=served))
 
 
 @get("/metrics")

@@ -14,18 +14,27 @@ from export import bundle
 from export.bundle import DamagedBundle, Manifest
 from finetune.admission import trainable
 from server.errors import ApiError
-from server.runtime.model import Model
+from server.runtime.deployment import DeploymentError, read
 from server.runtime.repository import Repository, UnknownModel
 from server.settings import Settings
 
 CLASSIFIERS = ("classification", "binary", "multi_label")
 
 
+class VersionObject(msgspec.Struct, kw_only=True):
+    """A published version: `state` "ready", "loading", "unloading" or "unavailable", the last for a `reason`."""
+
+    version: int
+    state: str
+    reason: str = ""
+
+
 class ModelObject(msgspec.Struct, kw_only=True):
     """OpenAI's model object, and: `status` "served", "published" (not loaded) or "trainable"; `modality`, `task`,
     `version`, the number of `classes`, the held-out `metrics`, a `description`, and of a trainable one the `objectives`
     that it can learn by, the one first that it learns by when a recipe names none. max_model_len: of a served language
-    model, most tokens of a prompt and its answer."""
+    model, most tokens of a prompt and its answer. versions: all that are published. aliases: the version that each
+    means. traffic: shares of the requests to the bare name by version, empty where `version` gets all."""
 
     id: str
     created: int = 0
@@ -39,6 +48,9 @@ class ModelObject(msgspec.Struct, kw_only=True):
     description: str = ""
     objectives: list[str] = []
     max_model_len: int | None = None
+    versions: list[VersionObject] = []
+    aliases: dict[str, int] = {}
+    traffic: dict[str, float] = {}
     object: str = "model"
 
 
@@ -53,9 +65,26 @@ class ModelList(msgspec.Struct, kw_only=True):
     object: str = "list"
 
 
-def served(model: Model) -> ModelObject:
-    found = published(model.manifest, "served")
-    found.max_model_len = None if model.language is None else model.language.context
+async def described(repository: Repository, name: str, version: int) -> tuple[ModelObject, Manifest]:
+    """A version that is served, or loaded when it is asked for. Raises DamagedBundle, OSError."""
+    model = repository.ready[name].get(version)
+    manifest = await repository.manifest(name, version)
+    found = published(manifest, "published" if model is None else "served")
+    if model is not None and model.language is not None:
+        found.max_model_len = model.language.context
+    if (view := repository.views.get(name)) is not None:
+        found.aliases = dict(view.aliases)
+        sums = [0.0, *(upto for upto, _ in view.split)]
+        found.traffic = {str(one): sums[i + 1] - sums[i] for i, (_, one) in enumerate(view.split)}
+    return found, manifest
+
+
+def states(repository: Repository) -> dict[str, list[VersionObject]]:
+    """The published versions by name."""
+    found: dict[str, list[VersionObject]] = {}
+    for entry in repository.index():
+        one = VersionObject(version=entry.version, state=entry.state, reason=entry.reason)
+        found.setdefault(entry.name, []).append(one)
     return found
 
 
@@ -77,9 +106,17 @@ def listing(settings: Settings) -> list[ModelObject]:
     """The newest version of every published model, then what can be fine-tuned."""
     found: list[ModelObject] = []
     for name in bundle.names(settings.repository):
-        newest = bundle.versions(settings.repository, name)[-1]
+        versions = bundle.versions(settings.repository, name)
         with suppress(DamagedBundle):
-            found.append(published(bundle.read_manifest(settings.repository / name / str(newest)), "published"))
+            folder = settings.repository / name
+            one = published(bundle.read_manifest(folder / str(versions[-1])), "published")
+            one.versions = [VersionObject(version=version, state="unavailable") for version in versions]
+            with suppress(DeploymentError):
+                deployment = read(folder)
+                one.aliases = deployment.aliases
+                total = sum(deployment.traffic.values())
+                one.traffic = {version: weight / total for version, weight in deployment.traffic.items()}
+            found.append(one)
     return found + trainables(settings)
 
 
@@ -96,30 +133,53 @@ def trainables(settings: Settings) -> list[ModelObject]:
     ]
 
 
-def current(state: State) -> list[ModelObject]:
-    """What is served in this moment, then what can be fine-tuned."""
+async def current(state: State) -> list[ModelObject]:
+    """What is served in this moment or loaded when it is asked for, then what can be fine-tuned."""
     repository: Repository = state.repository
-    return [served(model) for _, model in sorted(repository.models.items())] + trainables(state.settings)
+    found, versions = [], states(repository)
+    for name, view in sorted(repository.views.items()):
+        with suppress(DamagedBundle, OSError, KeyError):  # removed just now
+            if view.newest is not None:
+                one, _ = await described(repository, name, view.newest)
+                one.versions = versions.get(name, [])
+                found.append(one)
+    return found + trainables(state.settings)
 
 
-@get("/v1/models", sync_to_thread=False)
-def list_models(state: State) -> ModelList:
+@get("/v1/models")
+async def list_models(state: State) -> ModelList:
     """Models that are served, and backbones and architectures that can be fine-tuned."""
-    return ModelList(data=current(state))
+    return ModelList(data=await current(state))
 
 
-@get("/v1/models/{model_id:path}", sync_to_thread=False)
-def get_model(state: State, model_id: FromPath[str]) -> ModelDetails:
+@get("/v1/models/{name:str}")
+async def get_model(state: State, name: FromPath[str]) -> ModelDetails:
     """One model; a served one with its manifest: tensors, pre-processing, labels, metrics, parity, lineage."""
-    wanted = model_id.lstrip("/")
+    return await details(state, name)
+
+
+@get("/v1/models/{owner:str}/{name:str}")
+async def get_owned_model(state: State, owner: FromPath[str], name: FromPath[str]) -> ModelDetails:
+    """One that can be fine-tuned and is called as the hub calls it."""
+    return await details(state, f"{owner}/{name}")
+
+
+async def details(state: State, wanted: str) -> ModelDetails:
+    repository: Repository = state.repository
     try:
-        model: Model = state.repository.get(wanted)
+        name, version = repository.resolve(wanted)
+        if wanted == name:  # whatever the shares of the traffic are
+            version = repository.views[name].newest or version
+        found, manifest = await described(repository, name, version)
     except UnknownModel as error:
         for one in trainables(state.settings):
             if one.id == wanted:
                 return ModelDetails(**msgspec.structs.asdict(one))
         raise ApiError(404, str(error), param="model", code="model_not_found") from error
-    return ModelDetails(**msgspec.structs.asdict(served(model)), manifest=msgspec.to_builtins(model.manifest))
+    except (DamagedBundle, OSError) as error:
+        raise ApiError(503, f"{wanted} is not loaded and cannot be read: {error}", param="model") from error
+    found.versions = states(repository).get(name, [])
+    return ModelDetails(**msgspec.structs.asdict(found), manifest=msgspec.to_builtins(manifest))
 
 
-handlers = [list_models, get_model]
+handlers = [list_models, get_model, get_owned_model]

@@ -56,7 +56,8 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """versions: that are loaded, beside those which an alias, the traffic or the shadow name. aliases: "name@alias" is
     that version. traffic: shares of the requests to the bare name, by version; they need not sum to 1; empty: all to
-    the newest. lazy: loaded when first asked for, and evicted where memory is needed. max_batch_size,
+    the newest. lazy: loaded when first asked for, and evicted where memory is needed; None as the server's settings
+    say. max_batch_size,
     max_queue_delay_ms: None as the bundle says. preferred_batch_sizes: rows, that a batch is cut to where more wait.
     instances: sessions a device, devices: their numbers; 0 and empty: by itself. intra_op_threads: of one run, 0 by the
     cores. queue_limit: rows, request_seconds: None as the server's settings say. cache: None keeps no answers."""
@@ -65,7 +66,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     aliases: dict[str, Version] = {}
     traffic: dict[str, Annotated[float, Meta(ge=0.0)]] = {}
     shadow: Shadow | None = None
-    lazy: bool = False
+    lazy: bool | None = None
     max_batch_size: Rows | None = None
     max_queue_delay_ms: Annotated[float, Meta(ge=0.0)] | None = None
     preferred_batch_sizes: list[Rows] = []
@@ -78,6 +79,15 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     queue_limit: Rows | None = None
     request_seconds: Seconds | None = None
     cache: Cache | None = None
+
+    def run(self) -> Deployment:
+        """What of it a loaded version is made by: when that is another, the version is loaded anew."""
+        return msgspec.structs.replace(self, versions=Latest(), aliases={}, traffic={}, shadow=None, lazy=None)
+
+    def referred(self) -> set[int]:
+        """Versions that are served whatever the policy is."""
+        shadow = set() if self.shadow is None else {self.shadow.version}
+        return {*self.aliases.values(), *(int(version) for version in self.traffic), *shadow}
 
     def __post_init__(self) -> None:
         for alias in self.aliases:
@@ -95,7 +105,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class DeploymentError(ValueError):
-    """A deployment that cannot be; the message names where it is from, the field and what is expected."""
+    """A deployment that cannot be; the message names where it is from, the field and what is expected. field: of one
+    that is well-formed and not for this model."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def decoded(content: bytes, source: str) -> Deployment:

@@ -27,6 +27,7 @@ from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
 from server.runtime.placement import placement
+from server.runtime.response_cache import ResponseCache
 from server.runtime.session import Inputs, Session
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
@@ -115,6 +116,9 @@ class Model:
         self.generator = generator(loaded.manifest)
         self.signature = signature(loaded.manifest)
         self.requests = 0  # that are open
+        self.used = time.perf_counter()  # when it was last asked for
+        # Told of every request, to ask another version as well.
+        self.shadow: Callable[[Ticket, Block, Wanted], None] | None = None
         # Rows that may wait, and seconds that a request may.
         self.queue_limit = loaded.deployment.queue_limit or settings.queue_limit
         self.timeout = loaded.deployment.request_seconds or settings.request_seconds
@@ -129,6 +133,7 @@ class Model:
         # Whether outputs of the graph itself can be asked for.
         self.raw = loaded.session is not None and loaded.writer is None
         self.engine: Engine | None = None
+        self.cache: ResponseCache | None = None
         if (language := loaded.language) is not None:
             self.provider = language.slots.provider
             self.engine = Engine(
@@ -147,10 +152,13 @@ class Model:
 
         deployed, batching = loaded.deployment, loaded.manifest.batching
         delay = batching.max_queue_delay_ms if deployed.max_queue_delay_ms is None else deployed.max_queue_delay_ms
-        rejected = metrics.rejected
+        rejected, cached = metrics.rejected, metrics.cache
 
         def refused(reason: str) -> None:
             rejected[self.name, reason] += 1
+
+        def counted(event: str) -> None:
+            cached[self.name, event] += 1
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
@@ -175,6 +183,8 @@ class Model:
             len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
         )
         self.answers = {"complete"} if loaded.writer else set(known)
+        if deployed.cache is not None and loaded.writer is None:  # what is written may be drawn anew each time
+            self.cache = ResponseCache(deployed.cache.ttl_seconds, deployed.cache.max_bytes, counted)
         if loaded.images is not None:
             self.images = batcher(_generating(loaded.images), loaded.images.parallel, None)
             self.answers.add("generate")
@@ -204,7 +214,16 @@ class Model:
         """
         batcher = self.images if self.images is not None and wanted == "generate" else self.batcher
         assert batcher is not None, "what has an engine takes orders"
-        return batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+        if self.cache is None:
+            ticket = batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+        else:
+            ticket = self.cache.submit(
+                block, wanted, deadline=deadline, gone=gone, priority=priority, submit=batcher.submit
+            )
+        self.used = ticket.queued
+        if self.shadow is not None:
+            self.shadow(ticket, block, wanted)
+        return ticket
 
     def admit(self, left: float, priority: int) -> None:
         """Ask before the input of a request is read, which counts as open already: whether it can be answered in the
@@ -213,7 +232,7 @@ class Model:
         Open requests are read, wait and run: beyond those that fill two rounds of batches there may be as many as were
         answered of late in the time that this one has.
         """
-        if (batcher := self.batcher) is None:
+        if (batcher := self.batcher) is None or self.cache is not None:  # the answer may be there
             return
         batcher.admit(left, priority)
         if self.requests > (freely := 2 * batcher.max_batch_size * max(1, batcher.parallel)) and priority <= 0:
@@ -227,6 +246,9 @@ class Model:
         if self.batcher is None:
             return self.queue_limit
         return min(self.queue_limit, MOST_OF_THE_TIME * self.timeout * self.batcher.throughput.rate())
+
+    def cached_bytes(self) -> int:
+        return 0 if self.cache is None else self.cache.bytes
 
     def waiting(self) -> int:
         """Rows that wait for a run, or orders for a slot."""

@@ -140,6 +140,23 @@ def publish_head(
     return _write(repository, name, VectorInput(features=2), graph, task=task, **fields)
 
 
+def publish_constant(repository: Path, name: str, number: float, ballast: int = 0) -> Manifest:
+    """A model that answers `number` whatever it is asked. ballast: bytes of weights that do nothing."""
+    nodes = [
+        helper.make_node("MatMul", ["vector", "nothing"], ["zero"]),
+        helper.make_node("Add", ["zero", "number"], ["value"]),
+    ]
+    inputs = [helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", 2])]
+    outputs = [helper.make_tensor_value_info("value", TensorProto.FLOAT, ["batch", 1])]
+    weights = [
+        numpy_helper.from_array(np.zeros((2, 1), np.float32), "nothing"),
+        numpy_helper.from_array(np.float32([number]), "number"),
+        numpy_helper.from_array(np.zeros(ballast, np.uint8), "ballast"),
+    ]
+    graph = helper.make_graph(nodes, name, inputs, outputs, weights)
+    return _write(repository, name, VectorInput(features=2), graph, task="regression", labels=["number"])
+
+
 def publish_series(repository: Path, name: str = "trends", channels: int = 2, max_length: int = 16) -> Manifest:
     """Two classes of series: "above" where the sum of the last channel is positive, else "below"."""
     nodes = [

@@ -45,7 +45,7 @@ class Ends:
         self.link = Link(region.Region(memory), os.dup(wakes[0]), os.dup(wakes[1]), self._call)
         os.close(memory)
         self.let: list[int] = []
-        self.remote = RemoteRepository(settings, Metrics(), self.link, self._tell)
+        self.remote = RemoteRepository(Metrics(), self.link, self._tell)
 
     async def serve(self) -> None:
         """Read the repository's folder anew, and tell the front-end."""

@@ -56,10 +56,14 @@ def test_a_damaged_version_is_refused_and_the_one_before_goes_on(tmp_path: Path)
         (staged / "model.onnx").write_bytes(content)
         staged.rename(found.folder / "points" / "2")
         for _ in range(100):
-            if found.refused:
+            if len(found.index()) == 2:
                 break
             await asyncio.sleep(0.02)
-        assert list(found.refused) == [("points", 2)]
+        await found.refresh()
+        first, second = found.index()
+        assert (first.version, first.state) == (1, "ready")
+        assert (second.version, second.state) == (2, "unavailable")
+        assert "model.onnx: sha256" in second.reason
         assert found.get("points").version == 1
         assert b'espalier_bundles_refused_total{model="points"} 1.0' in found.metrics.render()
         await found.stop()
