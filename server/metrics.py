@@ -7,7 +7,7 @@ for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import Metric
@@ -23,6 +23,11 @@ from server.runtime.runs import Runs
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+CACHE_EVENTS = {
+    "hits": "requests answered from the cache, or with the run of an equal one",
+    "misses": "requests that were run where there is a cache",
+    "evictions": "answers that made room for others before their time was over",
+}
 
 
 class Metrics:
@@ -63,6 +68,8 @@ class Metrics:
         self.shadows: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         self.admitted: dict[tuple[str, str], Callable[[], float]] = {}
         self.rejected: defaultdict[tuple[str, str], int] = defaultdict(int)  # by model and reason
+        self.cache: defaultdict[tuple[str, str], int] = defaultdict(int)  # by model and event
+        self.cached_bytes: dict[tuple[str, str], Callable[[], int]] = {}
         self.model_info = Gauge(
             "espalier_model_info",
             "1 for every loaded model; its version, task and ONNX Runtime provider",
@@ -79,6 +86,8 @@ class Metrics:
             registry=self.registry,
         )
         self.jobs = JobGauges()
+        # Adds what other processes of this server have counted, where there are any.
+        self.gather: Callable[[], Awaitable[None]] | None = None
         for collector in (self.latency, self.failures, self.stages, self.batches, self.generation, self.jobs, self):
             self.registry.register(collector)
 
@@ -102,6 +111,17 @@ class Metrics:
             rejected.add_sample("espalier_rejected_total", {"model": name, "reason": reason}, count)
         yield requests
         yield depth
+        for event, words in CACHE_EVENTS.items():
+            family = Metric(f"espalier_cache_{event}", words, "counter")
+            for (name, which), count in list(self.cache.items()):
+                if which == event:
+                    family.add_sample(f"espalier_cache_{event}_total", {"model": name}, count)
+            yield family
+        held = Metric("espalier_cache_bytes", "of the answers that are kept", "gauge")
+        for name in {name for name, _ in self.cached_bytes}:
+            sizes = [size() for (of, _), size in list(self.cached_bytes.items()) if of == name]
+            held.add_sample("espalier_cache_bytes", {"model": name}, sum(sizes))
+        yield held
         yield admitted
         yield rejected
         yield calls

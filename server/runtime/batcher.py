@@ -87,12 +87,14 @@ class Ticket:
     raises DeadlinePassed, ClientGone, RunFailed, or QueueFull where one of higher priority took its room; cancelling it
     takes the request out of the queue. `queued`, `started`, `finished`: on time.perf_counter's clock, 0 as long as it
     is not so. `inference`: seconds of its runs; `batch_rows`: rows of the last of them, its own and others'.
+    `cached`: it had no run of its own.
     """
 
     __slots__ = (
         "batch_rows",
         "block",
         "bytes",
+        "cached",
         "deadline",
         "finished",
         "future",
@@ -136,6 +138,7 @@ class Ticket:
         self.turn = self.queued - priority * HEAD_START_SECONDS
         self.started = self.finished = self.inference = 0.0
         self.batch_rows = 0
+        self.cached = False
 
 
 class Lane(deque[Ticket]):

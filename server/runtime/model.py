@@ -7,7 +7,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -26,8 +26,9 @@ from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
-from server.runtime.placement import placement
-from server.runtime.session import Inputs, Session
+from server.runtime.placement import Placement, graph_of, placement
+from server.runtime.response_cache import ResponseCache
+from server.runtime.session import CPU, Inputs, Session, usable
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
 from server.settings import Settings
@@ -73,7 +74,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         spoken.warm_up()
         return Loaded(manifest, deployment, None, time.perf_counter() - start, texts, language=spoken)
     placed = placement(settings, deployment, manifest)
-    session = Session(folder / "model.onnx", placed)
+    session = open_session(folder, manifest, placed, deployment.precision)
     if manifest.task == TRANSLATION and texts is not None:
         written = writer(folder, manifest, session, texts, placed)
         written.warm_up()
@@ -90,6 +91,16 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         width = made.latent
         images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"], most)
     return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, images=images, inline=inline)
+
+
+def open_session(folder: Path, manifest: Manifest, placed: Placement, precision: str) -> Session:
+    """Of the graph that suits the provider. Raises DamagedBundle, and what the session raises."""
+    if usable(placed.providers)[0] != CPU:
+        session = Session(folder / graph_of(manifest, precision, "cuda"), placed)
+        if session.on_device:
+            return session
+        placed = replace(placed, providers=(CPU,))
+    return Session(folder / graph_of(manifest, precision, "cpu"), placed)
 
 
 def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
@@ -132,6 +143,7 @@ class Model:
         # Whether outputs of the graph itself can be asked for.
         self.raw = loaded.session is not None and loaded.writer is None
         self.engine: Engine | None = None
+        self.cache: ResponseCache | None = None
         if (language := loaded.language) is not None:
             self.provider = language.slots.provider
             self.engine = Engine(
@@ -150,10 +162,13 @@ class Model:
 
         deployed, batching = loaded.deployment, loaded.manifest.batching
         delay = batching.max_queue_delay_ms if deployed.max_queue_delay_ms is None else deployed.max_queue_delay_ms
-        rejected = metrics.rejected
+        rejected, cached = metrics.rejected, metrics.cache
 
         def refused(reason: str) -> None:
             rejected[self.name, reason] += 1
+
+        def counted(event: str) -> None:
+            cached[self.name, event] += 1
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
@@ -178,6 +193,8 @@ class Model:
             len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
         )
         self.answers = {"complete"} if loaded.writer else set(known)
+        if deployed.cache is not None and loaded.writer is None:  # what is written may be drawn anew each time
+            self.cache = ResponseCache(deployed.cache.ttl_seconds, deployed.cache.max_bytes, counted)
         if loaded.images is not None:
             self.images = batcher(_generating(loaded.images), loaded.images.parallel, None)
             self.answers.add("generate")
@@ -207,7 +224,12 @@ class Model:
         """
         batcher = self.images if self.images is not None and wanted == "generate" else self.batcher
         assert batcher is not None, "what has an engine takes orders"
-        ticket = batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+        if self.cache is None:
+            ticket = batcher.submit(block, wanted, deadline=deadline, gone=gone, priority=priority)
+        else:
+            ticket = self.cache.submit(
+                block, wanted, deadline=deadline, gone=gone, priority=priority, submit=batcher.submit
+            )
         self.used = ticket.queued
         if self.shadow is not None:
             self.shadow(ticket, block, wanted)
@@ -220,7 +242,7 @@ class Model:
         Open requests are read, wait and run: beyond those that fill two rounds of batches there may be as many as were
         answered of late in the time that this one has.
         """
-        if (batcher := self.batcher) is None:
+        if (batcher := self.batcher) is None or self.cache is not None:  # the answer may be there
             return
         batcher.admit(left, priority)
         if self.requests > (freely := 2 * batcher.max_batch_size * max(1, batcher.parallel)) and priority <= 0:
@@ -234,6 +256,9 @@ class Model:
         if self.batcher is None:
             return self.queue_limit
         return min(self.queue_limit, MOST_OF_THE_TIME * self.timeout * self.batcher.throughput.rate())
+
+    def cached_bytes(self) -> int:
+        return 0 if self.cache is None else self.cache.bytes
 
     def waiting(self) -> int:
         """Rows that wait for a run, or orders for a slot."""

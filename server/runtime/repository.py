@@ -561,6 +561,8 @@ class Repository(References):
         self.metrics.model_info.labels(*labels, model.manifest.task, model.provider).set(1)
         self.metrics.load_seconds.labels(*labels).set(standing.seconds)
         self.metrics.queue[labels], self.metrics.admitted[labels] = model.waiting, model.admitted
+        if model.cache is not None:
+            self.metrics.cached_bytes[labels] = model.cached_bytes
         self.metrics.memory[labels] = standing.bytes
         log.info("serving %s version %s on %s, loaded in %.2f s", *labels, model.provider, standing.seconds)
 
@@ -620,6 +622,7 @@ class Repository(References):
             return  # the other labels are those of another
         self.metrics.queue.pop(labels, None)
         self.metrics.admitted.pop(labels, None)
+        self.metrics.cached_bytes.pop(labels, None)
         self.metrics.memory.pop(labels, None)
         self.metrics.generation.retire(*labels)
         self.metrics.load_seconds.remove(*labels)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.prometheus import binaries
+from deploy.prometheus.local import program
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "prometheus"
-PROMTOOL = binaries.find("promtool")
+PROMTOOL = program("promtool")
 
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool here; deploy/prometheus/fetch.sh unpacks it")
 

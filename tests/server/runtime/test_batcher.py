@@ -43,7 +43,7 @@ class Recorder:
         rows = [row for block in blocks for row in block]
         self.batches.append(rows)
         assert self.gate.wait(10)
-        if "fail" in rows:
+        if "fail" in map(str, rows):
             raise RuntimeError("broken")
         return {
             one: np.array([f"{one}:{row}" for row in rows])
