@@ -438,7 +438,7 @@ def no_room(model: Model, error: QueueFull) -> ApiError:
     return ApiError(429, f"{model.name} {error}; try again", code=code, headers=retry)
 
 
-def decode_json(body: bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
+def decode_json(body: bytes | memoryview, decoder: msgspec.json.Decoder[Any]) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

@@ -10,6 +10,7 @@ from server.exchange import Body, Exchange
 from server.routes.classify import classify
 from server.routes.embeddings import embeddings
 from server.routes.predict import predict
+from server.routes.v2.infer import infer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +32,14 @@ BY_PATH = {
 }
 
 
+INFER = HotRoute("/v2/infer", infer)
+
+
 def hot_route(path: str) -> HotRoute | None:
+    if path.endswith("/infer"):
+        match path.split("/"):
+            case ["", "v2", "models", model, "infer"] if model:
+                return INFER
+            case ["", "v2", "models", model, "versions", version, "infer"] if model and version:
+                return INFER
     return BY_PATH.get(path)

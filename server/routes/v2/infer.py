@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar import post
@@ -31,6 +31,7 @@ from server.inference import (
     results,
     seconds,
 )
+from server.request_head import Head
 from server.routes.v2.models import MODEL, VERSION
 from server.rows import INLINE_BYTES, on_thread
 from server.runtime.batcher import Block
@@ -132,19 +133,49 @@ float_decoder = msgspec.json.Decoder(FloatRequest)
 Answer = bytes | list[bytes | memoryview]
 
 
+class Framing(NamedTuple):
+    """What the head of a request says of its body. reference: of the model, as the repository has it. json_bytes: at
+    the beginning; None: all of it. packed: how it is compressed."""
+
+    reference: str
+    json_bytes: int | None
+    packed: bytes
+
+
+def framing(head: Head) -> Framing:
+    """Raises ApiError 400."""
+    parts = head.path.split("/")
+    json_bytes, packed = None, b""
+    for name, value in head.headers:
+        if name == b"inference-header-content-length":
+            if not value.isdigit():
+                raise ApiError(400, f"Inference-Header-Content-Length is {value.decode('latin-1')!r}; it is a number")
+            json_bytes = int(value)
+        elif name == b"content-encoding" and value != b"identity":
+            packed = value
+    found = Framing(parts[3] if len(parts) < 7 else f"{parts[3]}:{parts[5]}", json_bytes, packed)
+    head.options = found
+    return found
+
+
 async def infer(exchange: Exchange) -> Answer:
     """InferResponse as JSON, with the tensors that are wanted in binary behind it."""
-    model = await exchange.find(reference(exchange.path), None)
+    frame: Framing = exchange.head.options or framing(exchange.head)
+    model = await exchange.find(frame.reference, None)
     check_takes_tensors(model)
-    body, head = await received(exchange)
-    rest = memoryview(body)[head:]
+    body = await exchange.buffer()
+    if frame.packed:
+        body = await on_thread(unpacked, body, frame.packed, exchange.settings.max_body_bytes)
+    head = len(body) if frame.json_bytes is None else frame.json_bytes
     request: InferRequest | FloatRequest
+    if head > len(body):
+        raise ApiError(400, f"Inference-Header-Content-Length is {head:,}; the body has {len(body):,} bytes")
     if not head:
         request, rest = nothing_but(body, model)
-    elif head <= INLINE_BYTES:
-        request = read(memoryview(body)[:head])
     else:
-        request = await on_thread(read, memoryview(body)[:head])
+        rest = memoryview(body)[head:]
+        text = bytes(body) if frame.json_bytes is None else memoryview(body)[:head]
+        request = read(text) if head <= INLINE_BYTES else await on_thread(read, text)
     all_binary = False
     if (asked := request.parameters) is not None:
         check_alone(asked.sequence_id)
@@ -166,32 +197,6 @@ async def infer(exchange: Exchange) -> Answer:
     answer = encoded(exchange, model, request.id, results(model, wanted, names, arrays))
     model.encode_seconds.observe(time.perf_counter() - start)
     return answer
-
-
-def reference(path: str) -> str:
-    """The model that /v2/models/{model}[/versions/{version}]/… names, as the repository has it."""
-    parts = path.split("/")
-    return parts[3] if len(parts) < 7 else f"{parts[3]}:{parts[5]}"
-
-
-async def received(exchange: Exchange) -> tuple[bytes | memoryview, int]:
-    """The body, unpacked where it came compressed, and how many bytes of it are JSON. Raises ApiError 400, 413, 415."""
-    head, packed = b"", b""
-    for name, value in exchange.headers:
-        if name == b"inference-header-content-length":
-            head = value
-        elif name == b"content-encoding":
-            packed = value
-    body = await exchange.buffer()
-    if packed not in (b"", b"identity"):
-        body = await on_thread(unpacked, body, packed, exchange.settings.max_body_bytes)
-    if not head:
-        return body, len(body)
-    length = int(head) if head.isdigit() else -1
-    if not 0 <= length <= len(body):
-        words = f"the length of the JSON in a body of {len(body):,} bytes"
-        raise ApiError(400, f"Inference-Header-Content-Length is {head.decode('latin-1')!r}; it is {words}")
-    return body, length
 
 
 def unpacked(body: bytes | memoryview, packed: bytes, limit: int) -> bytes:
@@ -219,18 +224,18 @@ def nothing_but(body: bytes | memoryview, model: Model) -> tuple[InferRequest, m
     return InferRequest([only], parameters=RequestParameters(binary_data_output=True)), memoryview(content)
 
 
-def read(text: memoryview) -> InferRequest | FloatRequest:
+def read(text: bytes | memoryview) -> InferRequest | FloatRequest:
     """Raises ApiError 400."""
-    content = bytes(text)
-    if b'"FP32"' in content and b'"binary_data_size"' not in content:
+    # In a body without binary tensors these are most likely all that it has.
+    if isinstance(text, bytes) and b'"FP32"' in text:
         try:
-            found: FloatRequest = float_decoder.decode(content)
+            found: FloatRequest = float_decoder.decode(text)
         except msgspec.DecodeError:
             pass  # it has other tensors, too, or lists in lists
         else:
             if all(one.datatype == "FP32" for one in found.inputs):
                 return found
-    request: InferRequest = decode_json(content, decoder)
+    request: InferRequest = decode_json(text, decoder)
     return request
 
 

@@ -41,13 +41,13 @@ def channel(live: Live) -> Iterator[grpc.Channel]:
         yield found
 
 
-def infer(channel: grpc.Channel, request: Any, **options: Any) -> Any:
+def infer(channel: grpc.Channel, request: Any) -> Any:
     method = channel.unary_unary(
         "/inference.GRPCInferenceService/ModelInfer",
         request_serializer=service_pb2.ModelInferRequest.SerializeToString,
         response_deserializer=service_pb2.ModelInferResponse.FromString,
     )
-    return method(request, **options)
+    return method(request)
 
 
 def typed(name: str, datatype: str, shape: list[int], **contents: Any) -> Any:
@@ -104,8 +104,9 @@ def test_a_deadline_that_has_passed(channel: grpc.Channel) -> None:
     request = service_pb2.ModelInferRequest(model_name="points")
     request.inputs.add(name="vector", datatype="FP32", shape=[1, 2])
     request.raw_input_contents.append(POINTS[:1].tobytes())
+    request.parameters["timeout"].int64_param = 1
     with pytest.raises(grpc.RpcError) as raised:
-        infer(channel, request, timeout=1e-6)
+        infer(channel, request)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
