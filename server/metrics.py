@@ -7,7 +7,7 @@ for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import Metric
@@ -86,6 +86,8 @@ class Metrics:
             registry=self.registry,
         )
         self.jobs = JobGauges()
+        # Adds what other processes of this server have counted, where there are any.
+        self.gather: Callable[[], Awaitable[None]] | None = None
         for collector in (self.latency, self.failures, self.stages, self.batches, self.generation, self.jobs, self):
             self.registry.register(collector)
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -23,7 +25,7 @@ import numpy as np
 from export.processing.images import decode_image
 from export.processing.inputs import BadInput, ImageInput, SeriesInput, TextInput, VectorInput
 from export.processing.series import series
-from export.processing.vectors import vector
+from export.processing.vectors import vector, vectors
 from server.errors import ApiError
 from server.exchange import Exchange, decode_json
 from server.runtime.batcher import Block
@@ -33,6 +35,8 @@ from server.upload import UploadForm
 MOST_CHARACTERS = 1_000_000
 # A JSON body up to this size is decoded on the event loop: handing it to a thread would cost more.
 INLINE_BYTES = 64 * 1024
+# What a body with one vector looks like where it begins.
+FLAT = re.compile(rb'"input"\s*:\s*\[\s*[-0-9]')
 
 decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
@@ -54,21 +58,48 @@ T = TypeVar("T")
 
 async def read_request(exchange: Exchange, decoder: msgspec.json.Decoder[R], answer: str) -> tuple[Model, Rows, R]:
     """The model, the rows with the tokens in them, and the request with all its options, whichever form it has."""
-    kind = exchange.head.kind
-    if kind in ("application/json", ""):
-        body = await exchange.body()
-        request = decode_json(body, decoder)
-        model = await exchange.find(request.model, answer)
-        return model, await off_loop(len(body), model, json_rows, model, request.input), request
-    if kind == "multipart/form-data":
+    head = exchange.head
+    if head.kind in ("application/json", ""):
+        return await read_json(exchange, decoder, answer)
+    if head.kind == "multipart/form-data":
         contents, fields = await read_form(exchange)
-        request = options({**exchange.head.fields(), **fields}, decoder.type)
+        request = options({**head.fields(), **fields}, decoder.type)
         model = await exchange.find(request.model, answer)
         return model, await on_thread(file_rows, model, contents), request
-    request = options(exchange.head.fields(), decoder.type)
-    model = await exchange.find(request.model, answer)
+    if head.options is None:
+        head.options = options(head.fields(), decoder.type)
+    model = await exchange.find(head.options.model, answer)
+    body = await exchange.buffer()
+    return model, await off_loop(len(body), model, raw_rows, model, head.kind, body), head.options
+
+
+async def read_json(exchange: Exchange, decoder: msgspec.json.Decoder[R], answer: str) -> tuple[Model, Rows, R]:
+    """As `read_request`, of a JSON body."""
     body = await exchange.body()
-    return model, await off_loop(len(body), model, raw_rows, model, kind, body), request
+    model: Model | None = None
+    if len(body) <= INLINE_BYTES and FLAT.search(body, 0, 512) is not None:
+        # Most likely one vector, or a series: where it is, the numbers are read with all the rest.
+        try:
+            flat = flat_decoder(decoder.type).decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass  # what is wrong, if anything, is said below
+        else:
+            model = await exchange.find(flat.model, answer)
+            spec = model.reads
+            if isinstance(spec, VectorInput):
+                return model, (vectors([flat.input], spec), 0), flat
+            if isinstance(spec, SeriesInput):
+                return model, ([series(flat.input, spec)], 0), flat
+    request = decode_json(body, decoder)
+    if model is None:
+        model = await exchange.find(request.model, answer)
+    return model, await off_loop(len(body), model, json_rows, model, request.input), request
+
+
+@cache
+def flat_decoder(kind: type[R]) -> msgspec.json.Decoder[R]:
+    """Of a request whose `input` is a list of numbers."""
+    return msgspec.json.Decoder(msgspec.defstruct(kind.__name__, [("input", list[float])], bases=(kind,)))
 
 
 def options(fields: Mapping[str, str], kind: type[R]) -> R:
@@ -102,7 +133,7 @@ def json_rows(model: Model, raw: msgspec.Raw) -> Rows:
     if isinstance(spec, VectorInput):
         many = nested(raw)
         values = decode_input(raw, list[list[float]] if many else list[float], "a list of numbers")
-        return stacked([vector(row, spec) for row in (values if many else [values])]), 0
+        return vectors(values if many else [values], spec), 0
     if isinstance(spec, SeriesInput):
         return series_rows(spec, raw), 0
     if isinstance(spec, TextInput) and bytes(raw).lstrip()[:1] == b"[" and not has_strings(raw):
@@ -173,24 +204,24 @@ def file_rows(model: Model, contents: Sequence[bytes]) -> Rows:
     return stacked([vector(content, spec) for content in contents]), 0
 
 
-def raw_rows(model: Model, kind: str, body: bytes) -> Rows:
-    """Graph rows of a raw body."""
+def raw_rows(model: Model, kind: str, body: bytes | memoryview) -> Rows:
+    """Graph rows of a raw body: views on it, where it has what the graph takes."""
     spec = model.reads
     if isinstance(spec, TextInput):
         if kind != "text/plain":
             raise ApiError(415, f"{model.name} reads text: send JSON, or text/plain instead of {kind}")
-        return text_rows(model, [utf8(body)])
+        return text_rows(model, [utf8(bytes(body))])
     if isinstance(spec, VectorInput):
         size = 4 * spec.features
         if kind != "application/octet-stream" or len(body) % size:
             takes = f"{model.name} reads vectors of {spec.features} float32 numbers ({size} bytes)"
             raise ApiError(400, f"{takes} as application/octet-stream; the body has {len(body)} bytes of {kind}")
-        return stacked([vector(body[i : i + size], spec) for i in range(0, len(body), size)]), 0
+        return vectors(body, spec), 0
     if isinstance(spec, SeriesInput):
         if kind != "application/octet-stream":
             takes = f"{model.name} reads series of {spec.channels} float32 numbers a step"
             raise ApiError(415, f"{takes}: send them as application/octet-stream or in JSON, not as {kind}")
-        return [series(body, spec)], 0
+        return [series(bytes(body), spec)], 0
     shape = (spec.height, spec.width, spec.channels)
     if kind == "application/octet-stream" and len(body) % (size := spec.height * spec.width * spec.channels) == 0:
         return np.frombuffer(body, np.uint8).reshape(-1, *shape), 0
@@ -198,7 +229,7 @@ def raw_rows(model: Model, kind: str, body: bytes) -> Rows:
         raise ApiError(
             415, f"{model.name} reads images: send image/*, application/octet-stream, a form or JSON, not {kind}"
         )
-    return decode_image(body, spec)[None], 0
+    return decode_image(bytes(body), spec)[None], 0
 
 
 def stacked(rows: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+# Classes up to which Python's own sorting is quicker than NumPy's.
+FEW = 32
+
 
 class Prediction(msgspec.Struct, frozen=True):
     """A label, the logit it names, and its probability from 0 to 1."""
@@ -52,8 +55,16 @@ def label_set(probabilities: np.ndarray, labels: Sequence[str], threshold: float
 
 def top_k(probabilities: np.ndarray, labels: Sequence[str], k: int) -> list[Prediction]:
     """The k most probable of float32 [classes], most probable first; equal ones in the order of the classes."""
-    best: list[int] = (-probabilities).argsort(kind="stable")[:k].tolist()
-    return [Prediction(labels[i], i, float(probabilities[i])) for i in best]
+    shares: list[float] = probabilities.tolist()
+    if len(shares) <= FEW:
+        best = sorted(range(len(shares)), key=shares.__getitem__, reverse=True)[:k]
+    elif k < len(shares) // 2:  # those that are no less than the k-th, however many are equal to it
+        kth = np.partition(probabilities, -k)[-k]
+        candidates = np.flatnonzero(probabilities >= kth)
+        best = candidates[(-probabilities[candidates]).argsort(kind="stable")[:k]].tolist()
+    else:
+        best = (-probabilities).argsort(kind="stable")[:k].tolist()
+    return [Prediction(labels[i], i, shares[i]) for i in best]
 
 
 def normalize(embedding: np.ndarray) -> np.ndarray:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from export.processing.inputs import BadInput, VectorInput
+
+# Numbers up to which a dot product is the quickest look at whether all are finite; larger ones wake BLAS's threads.
+FEW = 4096
 
 
 def vector(values: Sequence[float] | bytes, spec: VectorInput) -> np.ndarray:
@@ -32,3 +38,32 @@ def vector(values: Sequence[float] | bytes, spec: VectorInput) -> np.ndarray:
         place = int(np.argmin(finite))
         raise BadInput(f"number {place} of the vector is {array[place]}; every number must be finite in float32")
     return array
+
+
+def vectors(rows: Sequence[Sequence[float]] | bytes | memoryview, spec: VectorInput) -> np.ndarray:
+    """Numbers, or little-endian float32 bytes of whole vectors one after the other, to float32 [rows, features], which
+    may be a view on the bytes. Raises BadInput as `vector` does."""
+    if isinstance(rows, bytes | memoryview):
+        flat = np.frombuffer(rows, "<f4")
+        if not flat.flags.aligned:
+            flat = flat.copy()
+    else:
+        pack = packer(spec.features).pack
+        try:
+            flat = np.frombuffer(
+                pack(*rows[0]) if len(rows) == 1 else b"".join([pack(*row) for row in rows]), np.float32
+            )
+        except struct.error:  # a wrong count, or no numbers
+            return np.stack([vector(row, spec) for row in rows])
+    block: np.ndarray = flat.reshape(-1, spec.features)
+    # One number that is not finite makes the dot product so; so do large ones, for which each is looked at.
+    if not (flat.size <= FEW and math.isfinite(flat.dot(flat))) and not np.isfinite(flat).all():
+        for row in block if isinstance(rows, bytes | memoryview) else rows:
+            vector(row.tobytes() if isinstance(row, np.ndarray) else row, spec)
+    return block
+
+
+@lru_cache(64)
+def packer(features: int) -> struct.Struct:
+    """Makes so many Python numbers float32 in a third of the time that NumPy takes."""
+    return struct.Struct(f"{features}f")

@@ -12,8 +12,8 @@ from litestar.types import Receive, Scope, Send
 
 from export.processing.answers import normalize
 from server.errors import ApiError
-from server.exchange import Exchange, Usage, decode_json, encoder, handle
-from server.rows import json_rows, off_loop
+from server.exchange import Exchange, Usage, encoder, handle
+from server.rows import read_json
 
 
 class EmbeddingsRequest(msgspec.Struct):
@@ -46,13 +46,10 @@ decoder = msgspec.json.Decoder(EmbeddingsRequest)
 
 async def embeddings(exchange: Exchange) -> bytes:
     """EmbeddingsAnswer as JSON."""
-    body = await exchange.body()
-    request = decode_json(body, decoder)
-    model = await exchange.find(request.model, "embedding")
+    model, (rows, tokens), request = await read_json(exchange, decoder, "embedding")
     width = next(output.shape[-1] for output in model.manifest.outputs if output.name == "embedding")
     if request.dimensions not in (None, width):
         raise ApiError(400, f"dimensions: {model.name} gives {width} and no other number", param="dimensions")
-    rows, tokens = await off_loop(len(body), model, json_rows, model, request.input)
     found = normalize(await exchange.answers(model, rows, "embedding"))
     start = time.perf_counter()
     plain = request.encoding_format == "float"

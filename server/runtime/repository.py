@@ -125,23 +125,26 @@ class Repository(References):
         while True:
             try:
                 model = self.get(reference)
-                if looked:
+                if looked and (insisted or reference != name or not self.served[name].unloaded):
                     return model
             except NotLoaded as error:
                 served = self.served[name]
                 if served.task is not None:  # a name that is new
                     await asyncio.shield(served.task)
                 else:
-                    await self._demand(served, int(error.reference.rpartition(":")[2]))
-                looked = True
+                    await self._demand_or_another(served, int(error.reference.rpartition(":")[2]), reference)
+                looked = insisted = True
                 continue
             except UnknownModel:
-                if looked and (insisted or not await self._insist(name, number, alias)):
+                if insisted:
                     raise
-                insisted = looked
             if not looked:
                 await self._look_now(name)
                 looked = True
+            elif await self._insist(name, number, alias):
+                insisted = True
+            else:
+                raise UnknownModel(f"there is no {reference} in the repository")
 
     async def unload(self, name: str, version: int | None = None) -> None:
         """Serve a model or one version of it no more, until it is loaded again or the server starts anew; where the
@@ -176,18 +179,25 @@ class Repository(References):
                 old = await asyncio.to_thread(self.bundles.deployment, name)
                 deployment = change(old)
                 _check(served, deployment, old)
-                plan = await self._plan(served, deployment, strict=True)
+                # What is named anew is wanted, though it was unloaded.
+                wanted = served.unloaded & (deployment.referred() - old.referred())
+                served.unloaded -= wanted
+                plan = None
                 try:
+                    plan = await self._plan(served, deployment, strict=True)
                     if deployment.shadow and any(one.model.engine for one in plan.standings.values()):
                         raise DeploymentError(
                             "a language model is not shadowed, only what answers in batches", "shadow"
                         )
                     replaced = await asyncio.to_thread(self.bundles.deploy, name, deployment, old)
                 except BaseException:
-                    self._discard(served, plan.standings.values())
+                    served.unloaded |= wanted
+                    if plan is not None:
+                        self._discard(served, plan.standings.values())
                     raise
                 if replaced:
                     break
+                served.unloaded |= wanted
                 self._discard(served, plan.standings.values())
             served.trouble = ""
             self._commit(served, plan)
@@ -459,6 +469,17 @@ class Repository(References):
             raise CannotLoad(f"{name}:{refused[0]} does not load: {served.refused[refused[0]].reason}")
         return True
 
+    async def _demand_or_another(self, served: Served, version: int, reference: str) -> None:
+        """Load a version; where it does not load, all is well if the reference means another one from then on."""
+        try:
+            await self._demand(served, version)
+        except CannotLoad as error:
+            try:
+                if self.resolve(reference) == (served.name, version):
+                    raise
+            except UnknownModel:
+                raise error from None
+
     async def _demand(self, served: Served, version: int) -> None:
         """Load a lazy version that a request waits for. Raises CannotLoad."""
         if (task := served.demanded.get(version)) is None:
@@ -468,7 +489,13 @@ class Repository(References):
         await asyncio.shield(task)
 
     async def _meet(self, served: Served, version: int) -> None:
-        standing = await self._bring(served, version, served.deployment.run(), lazy=True)
+        try:
+            standing = await self._bring(served, version, served.deployment.run(), lazy=True)
+        except CannotLoad:
+            if version in served.refused:  # another takes its place
+                async with served.lock:
+                    self._commit(served, await self._plan(served, served.deployment))
+            raise
         if served.standings.get(version) is standing:
             return
         if version in served.view.loadable and version not in served.standings and standing.retired is None:
