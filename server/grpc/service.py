@@ -16,16 +16,17 @@ from litestar.datastructures import State
 from server import descriptions
 from server.access import Access, Caller
 from server.errors import ApiError
-from server.exchange import no_room
+from server.exchange import no_room, ran
 from server.grpc import health_pb2, inference_pb2, messages
 from server.grpc.status import failure
 from server.inference import check_alone, check_rows, check_takes_tensors, priority, results, seconds
 from server.metrics import Metrics
 from server.rows import on_thread
-from server.runtime.batcher import QueueFull
+from server.runtime.batcher import QueueFull, Ticket
 from server.runtime.model import Model
 from server.runtime.repository import Repository
 from server.settings import Settings
+from server.traces import Answered, Traces
 
 INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
@@ -36,10 +37,16 @@ Context = Any  # grpc.aio.ServicerContext
 
 
 class Call(NamedTuple):
-    """What a request comes with. left: seconds until the client's deadline; None where it set none."""
+    """What a request comes with. headers: gRPC's metadata. left: seconds until the client's deadline; None where it set
+    none."""
 
+    headers: list[tuple[bytes, bytes]]
     caller: Caller | None
     left: float | None
+
+    def session(self) -> str | None:
+        """The id of the session that a request is of, where it says so."""
+        return next((value.decode("latin-1") for name, value in self.headers if name == b"x-session-id"), None)
 
 
 Unary = Callable[[Any, Call], Awaitable[Any]]
@@ -53,6 +60,7 @@ class Service:
         self.metrics: Metrics = state.metrics
         self.settings: Settings = state.settings
         self.access: Access = state.access
+        self.traces: Traces | None = state.traces
         self.stopping: asyncio.Event = state.stopping
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -109,12 +117,10 @@ class Service:
 
     def _admitted(self, context: Context, path: str) -> Call:
         """Raises ApiError 401, 403, 429."""
-        caller = None
-        if self.access.on:
-            metadata = context.invocation_metadata() or ()
-            headers = [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata]
-            caller = self.access.admit(headers, "POST", path, address(context.peer()))
-        return Call(caller, context.time_remaining())
+        metadata = context.invocation_metadata() or ()
+        headers = [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata]
+        caller = self.access.admit(headers, "POST", path, address(context.peer())) if self.access.on else None
+        return Call(headers, caller, context.time_remaining())
 
     def _count(self, method: str, request: Any, code: grpc.StatusCode) -> None:
         name = getattr(request, "model_name", "") or getattr(request, "name", "")
@@ -164,12 +170,11 @@ class Service:
 
     async def model_infer(self, request: Any, call: Call) -> Any:
         start = time.perf_counter()
-        reference = f"{request.model_name}:{request.model_version}" if request.model_version else request.model_name
         async with asyncio.timeout(self.settings.request_seconds if call.left is None else call.left):
-            model = await descriptions.find(self.repository, reference)
+            model = await descriptions.find(self.repository, request.model_name, request.model_version, call.session)
         model.requests += 1
         try:
-            answer = await self._infer(model, request, call, start)
+            answer, ticket = await self._infer(model, request, call, start)
         except QueueFull as error:
             model.failed_seconds.observe(time.perf_counter() - start)
             raise no_room(model, error) from error
@@ -178,10 +183,19 @@ class Service:
             raise
         finally:
             model.requests -= 1
-        model.request_seconds.observe(time.perf_counter() - start)
+        end = time.perf_counter()
+        exemplar = None
+        if self.traces is not None and (origin := self.traces.origin(call.headers)) is not None:
+            route = f"/{INFERENCE}/ModelInfer"
+            key = call.caller.id if call.caller else None
+            served = (model.name, model.version, model.provider)
+            exemplar = self.traces.add(
+                Answered(origin, "POST", route, 200, start, end, request.id, key, *served, [ran(ticket)])
+            )
+        model.request_seconds.observe(end - start, exemplar)
         return answer
 
-    async def _infer(self, model: Model, request: Any, call: Call, start: float) -> Any:
+    async def _infer(self, model: Model, request: Any, call: Call, start: float) -> tuple[Any, Ticket]:
         check_takes_tensors(model)
         parameters: Mapping[str, Any] = request.parameters
         level, wait = 0, model.timeout if call.left is None else min(model.timeout, call.left)
@@ -206,7 +220,7 @@ class Service:
         received = time.perf_counter()
         answer = messages.response(model, request.id, results(model, wanted, names, arrays))
         model.encode_seconds.observe(time.perf_counter() - received)
-        return answer
+        return answer, ticket
 
     async def model_stream_infer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         """Requests of a stream are computed beside each other, and answered in their order, each as soon as it can be.

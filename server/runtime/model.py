@@ -162,13 +162,14 @@ class Model:
 
         deployed, batching = loaded.deployment, loaded.manifest.batching
         delay = batching.max_queue_delay_ms if deployed.max_queue_delay_ms is None else deployed.max_queue_delay_ms
-        rejected, cached = metrics.rejected, metrics.cache
+        rejected, cached, runs = metrics.rejected, metrics.cache, metrics.runs[labels]
 
         def refused(reason: str) -> None:
             rejected[self.name, reason] += 1
 
         def counted(event: str) -> None:
             cached[self.name, event] += 1
+            runs.cached[event] += 1
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
@@ -182,7 +183,7 @@ class Model:
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
-                runs=metrics.runs[labels],
+                runs=runs,
                 refused=refused,
                 preferred=deployed.preferred_batch_sizes,
             )
