@@ -23,6 +23,7 @@ from typing import Literal
 import msgspec
 
 from export import bundle
+from server import heap
 from server.metrics import Metrics
 from server.process import cores
 from server.runtime.deployment import Deployment, DeploymentError, Named
@@ -42,6 +43,8 @@ log = logging.getLogger("espalier.repository")
 RETRY_SECONDS = 10
 # A model that was just loaded is not evicted before whoever asked for it had this long to use it.
 YOUNG_SECONDS = 1.0
+# From when a model is closed until its memory is given back.
+TRIM_SECONDS = 1.0
 # How often it is looked whether an evicted model has answered what it held.
 ROOM_SECONDS = 0.01
 
@@ -613,7 +616,7 @@ class Repository(References):
         self.freed_soon += standing.bytes
         standing.retired = asyncio.create_task(self._close(standing))
         self.retiring.add(standing.retired)
-        standing.retired.add_done_callback(self.retiring.discard)
+        standing.retired.add_done_callback(self._gone)
         served = self.served.get(model.name)
         new = None if served is None else served.standings.get(model.version)
         if standing.served and (new is None or new.model.provider != model.provider):
@@ -637,6 +640,12 @@ class Repository(References):
             self.leaving[model.name, model.version] -= 1
             if self.leaving[model.name, model.version] == 0:
                 del self.leaving[model.name, model.version]
+
+    def _gone(self, retired: asyncio.Task[None]) -> None:
+        self.retiring.discard(retired)
+        # By then whoever held the model in this turn of the loop has let go of it.
+        loop = asyncio.get_running_loop()
+        loop.call_later(TRIM_SECONDS, loop.run_in_executor, None, heap.trim)
 
 
 def _check(served: Served, deployment: Deployment, old: Deployment) -> None:
