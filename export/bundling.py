@@ -13,12 +13,24 @@ import msgspec
 import numpy as np
 
 from export import model_card, parity
-from export.bundle import CHAT_TEMPLATE, Generation, GraphSpec, Head, Interval, Lineage, Manifest
+from export.bundle import (
+    CHAT_TEMPLATE,
+    Generation,
+    GraphSpec,
+    Head,
+    Interval,
+    Lineage,
+    Manifest,
+    Precision,
+    Provider,
+    Variant,
+)
 from export.onnx import export_onnx
 from export.processing.inputs import DataInput, ImageInput, InputSpec, LatentInput, TextInput
 from export.publish import publish, staging
 from export.quantize import Quantization, quantize_judged
 from export.reports.evaluation import Evaluation
+from export.variants import Optimization, Report, add_variants
 from models import registry
 from models.catalog import BACKBONES
 from models.network import Network, complete
@@ -42,6 +54,7 @@ def bundle(
     generation: Generation | None = None,
     chat_template: str | None = None,
     quantization: Quantization | None = None,
+    optimization: Optimization | None = None,
     validation: Iterable[Mapping[str, np.ndarray]],
     metrics: Mapping[str, float],
     evaluation: Evaluation | None,
@@ -55,9 +68,9 @@ def bundle(
     labels of each of several heads. intervals: of numbers, by the name of the head, "" where there is only one.
     tokenizer: tokenizer.json, for texts. output_text, output_tokenizer: of the texts that are written. generation,
     chat_template: of a language model; the template itself, as `export.bundle.CHAT_TEMPLATE` holds it. quantization: of
-    a language model's graph, once it has been compared. validation: batches of the network's inputs that PyTorch and
-    ONNX Runtime are compared on. extra_files: more files by name. progress: told of each stage in a sentence. Raises
-    ParityError or TooMuchLost, and then nothing is published.
+    a language model's graph, once it has been compared; optimization: of every other's. validation: batches of the
+    network's inputs that PyTorch and ONNX Runtime are compared on. extra_files: more files by name. progress: told of
+    each stage in a sentence. Raises ParityError or TooMuchLost, and then nothing is published.
     """
     task = complete(network.spec)
     several = task.heads if isinstance(task, MultiTask) else {}
@@ -77,6 +90,12 @@ def bundle(
             assert generation is not None, "only a language model is quantized"
             metrics = {**metrics, **quantize_judged(folder / "model.onnx", quantization, progress)}
             generation = msgspec.structs.replace(generation, weights=quantization.weights)
+        variants: list[Variant] = []
+        serving: dict[Provider, Precision] = {}
+        tried: Report | None = None
+        if optimization is not None:
+            variants, serving, tried = add_variants(folder, optimization, progress)
+            (folder / "optimization.json").write_bytes(msgspec.json.format(msgspec.json.encode(tried)))
         registry.save(network, folder)
         if isinstance(input, TextInput):
             assert tokenizer is not None, "a text model needs its tokenizer"
@@ -111,6 +130,8 @@ def bundle(
             inputs=main.inputs,
             outputs=main.outputs,
             graphs=graphs,
+            variants=variants,
+            serving=serving,
             labels=list(labels),
             interval=known.get(""),
             heads={
@@ -124,7 +145,8 @@ def bundle(
             files={},
         )
         base = BACKBONES.get(network.spec.weights or "")
-        (folder / "MODEL_CARD.md").write_text(model_card.card(draft, evaluation, base.licence if base else None))
+        licence = base.licence if base else None
+        (folder / "MODEL_CARD.md").write_text(model_card.card(draft, evaluation, licence, tried))
         manifest = publish(folder, repository, draft)
     progress(f"published as {manifest.name} version {manifest.version}")
     return manifest

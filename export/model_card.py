@@ -5,6 +5,7 @@ from __future__ import annotations
 from export.bundle import Generation, Interval, Manifest
 from export.processing.inputs import ImageInput, LatentInput, SeriesInput, TextInput
 from export.reports.evaluation import Evaluation
+from export.variants import Report
 
 MOST_LABELS = 50
 # Where a model of a task is asked under /v1, if not for its embeddings.
@@ -18,8 +19,9 @@ PATHS = {
 }
 
 
-def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None) -> str:
-    """Markdown. `manifest` may still lack its version and files; `licence` is that of the base model's weights."""
+def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None, tried: Report | None = None) -> str:
+    """Markdown. `manifest` may still lack its version and files; `licence` is that of the base model's weights. tried:
+    precisions that the graph was tried in."""
     parts = [f"# {manifest.name}", _summary(manifest), "## Use", _use(manifest)]
     if manifest.labels:
         title = "Numbers" if manifest.task == "regression" else "Labels"
@@ -37,7 +39,10 @@ def card(manifest: Manifest, evaluation: Evaluation | None, licence: str | None)
         parts.append(evaluation.words())
     elif manifest.metrics and manifest.generation is None:
         parts += ["## Evaluation", "\n".join(f"- {name}: {value:.4g}" for name, value in manifest.metrics.items())]
-    parts += ["## Export", _parity(manifest), "## Lineage", _lineage(manifest, licence)]
+    parts += ["## Export", _parity(manifest)]
+    if tried is not None:
+        parts += ["## Precision", _tried(tried)]
+    parts += ["## Lineage", _lineage(manifest, licence)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,6 +107,25 @@ def _writing(manifest: Manifest, generation: Generation) -> str:
     return (
         f"{words} On {manifest.metrics['held_out_tokens']:,.0f} held-out tokens, through ONNX Runtime on the machine "
         f"that it was exported on:\n\n{table}\n\nThe weights that training goes on from are float32."
+    )
+
+
+def _tried(report: Report) -> str:
+    names, providers = list(report.tried[0].metrics), list(report.tried[0].samples_per_second)
+    columns = ["precision", *names, *(f"samples/s, {one}" for one in providers), "MiB", ""]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for one in report.tried:
+        cells: list[str] = [one.precision]
+        cells += [f"{one.metrics[name]:.4g}" if name in one.metrics else "" for name in names]
+        speeds = one.samples_per_second
+        cells += [f"{speeds[name]:.3g}" if name in speeds else "" for name in providers]
+        serves = [provider for provider, precision in report.serving.items() if precision == one.precision]
+        cells += [f"{one.bytes / 2**20:.1f}" if one.bytes else ""]
+        cells += [f"not kept: {one.reason}" if not one.kept else f"serves on {' and '.join(serves)}" if serves else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return (
+        f"What loses more than {100 * report.most_loss:g} in 100 of a metric on held-out data is not kept. Samples a "
+        f"second are those of ONNX Runtime where it was exported, {report.rows} at a time.\n\n" + "\n".join(lines)
     )
 
 

@@ -383,6 +383,18 @@ class Quantization(Part, frozen=True, kw_only=True):
     most_loss: PositiveFloat = 0.02
 
 
+class Optimization(Part, frozen=True, kw_only=True):
+    """The graph is published in these precisions, too: int8 for CPUs (matrices of texts; convolutions and matrices of
+    all else, calibrated on training items), float16 and bfloat16 for CUDA. One that loses more than the share
+    `most_loss` of a metric on the held-out split is left out. The fastest of them serves."""
+
+    precisions: Annotated[tuple[Literal["float16", "bfloat16", "int8"], ...], msgspec.Meta(min_length=1)] = (
+        "int8",
+        "float16",
+    )
+    most_loss: PositiveFloat = 0.01
+
+
 class Augmentation(Part, frozen=True, kw_only=True):
     """Of training items only. For images: degrees, shares of the side, probability, and jitter factor.
 
@@ -478,6 +490,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     checkpoint_seconds: a checkpoint is written at least this often.
     evaluations_per_epoch: how often the validation split is measured.
     quantization: of a language model that is published; None: it has float32 weights.
+    optimization: of a classifier or regression that is published; None: its graph is float32 alone.
     """
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | ModelSpec
@@ -510,6 +523,7 @@ class Recipe(Part, frozen=True, kw_only=True):
     evaluations_per_epoch: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     checkpoint_seconds: NonNegative = 30.0
     quantization: Quantization | None = None
+    optimization: Optimization | None = None
 
     def unlabelled_files(self) -> tuple[str, ...]:
         """Those of other domains, that the terms name."""

@@ -21,7 +21,7 @@ from export.bundling import bundle as publish
 from export.parity import ParityError
 from export.perplexity import texts_of
 from export.quantize import Quantization
-from finetune import automatic, bagging, ensembles, lora, optim, origin, terms
+from finetune import automatic, bagging, ensembles, graph_judge, lora, optim, origin, terms
 from finetune.bagging import Member, together
 from finetune.batches import evaluation_order
 from finetune.data.validation import holds_conversations
@@ -222,6 +222,9 @@ def publish_judged(
         quantization = Quantization(
             wanted.weights, wanted.most_loss, texts_in(held_out, MOST_JUDGED), texts_in(material.train, MOST_JUDGED)
         )
+    optimization = None
+    if plan.recipe.optimization is not None:
+        optimization = graph_judge.optimization(plan.recipe.optimization, lesson, material, held_out)
     return publish(
         network,
         name=request.name,
@@ -236,6 +239,7 @@ def publish_judged(
         generation=reading.generation,
         chat_template=reading.chat_template,
         quantization=quantization,
+        optimization=optimization,
         validation=(material.validation.batch(rows) for rows in order),
         metrics={
             **judged.evaluation.figures(),

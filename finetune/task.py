@@ -37,6 +37,8 @@ TASKS: dict[type[Objective], str] = {
     recipe.Chat: "language_model",
     recipe.Translation: "translation",
 }
+# Those whose graph can be judged in other precisions: it answers in one run, as the metrics are computed.
+OPTIMIZED = ("classification", "binary", "multi_label", "regression", "multi_task")
 # Figures that stopping may watch beside "loss". Of a multi-task objective they are "<head>.<figure>".
 METRICS: dict[type[Objective], tuple[str, ...]] = {
     recipe.CrossEntropy: ("accuracy", "macro_f1"),
@@ -94,6 +96,12 @@ def contradiction(objective: Objective, recipe: Recipe) -> tuple[str, str] | Non
         return "quantization", (
             f"quantization: it is judged by how a language model predicts, and {name_of(objective)} teaches "
             f"{TASKS[type(objective)].replace('_', ' ')}"
+        )
+    if recipe.optimization is not None and TASKS[type(objective)] not in OPTIMIZED:
+        instead = "; take quantization" if TASKS[type(objective)] == "language_model" else ""
+        return "optimization", (
+            f"optimization: it is for {', '.join(OPTIMIZED)}, and {name_of(objective)} teaches "
+            f"{TASKS[type(objective)].replace('_', ' ')}{instead}"
         )
     if not isinstance(objective, Adversarial):
         return None

@@ -7,7 +7,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -26,9 +26,9 @@ from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
-from server.runtime.placement import placement
+from server.runtime.placement import Placement, graph_of, placement
 from server.runtime.response_cache import ResponseCache
-from server.runtime.session import Inputs, Session
+from server.runtime.session import CPU, Inputs, Session, usable
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
 from server.settings import Settings
@@ -74,7 +74,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         spoken.warm_up()
         return Loaded(manifest, deployment, None, time.perf_counter() - start, texts, language=spoken)
     placed = placement(settings, deployment, manifest)
-    session = Session(folder / "model.onnx", placed)
+    session = open_session(folder, manifest, placed, deployment.precision)
     if manifest.task == TRANSLATION and texts is not None:
         written = writer(folder, manifest, session, texts, placed)
         written.warm_up()
@@ -91,6 +91,16 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         width = made.latent
         images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"], most)
     return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, images=images, inline=inline)
+
+
+def open_session(folder: Path, manifest: Manifest, placed: Placement, precision: str) -> Session:
+    """Of the graph that suits the provider. Raises DamagedBundle, and what the session raises."""
+    if usable(placed.providers)[0] != CPU:
+        session = Session(folder / graph_of(manifest, precision, "cuda"), placed)
+        if session.on_device:
+            return session
+        placed = replace(placed, providers=(CPU,))
+    return Session(folder / graph_of(manifest, precision, "cpu"), placed)
 
 
 def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
@@ -152,13 +162,15 @@ class Model:
 
         deployed, batching = loaded.deployment, loaded.manifest.batching
         delay = batching.max_queue_delay_ms if deployed.max_queue_delay_ms is None else deployed.max_queue_delay_ms
-        rejected, cached = metrics.rejected, metrics.cache
+        # Nothing that the model has may know the model: one that is retired would wait for the garbage collector, and
+        # one that was there at the start is not looked at by it.
+        name, rejected, cached = self.name, metrics.rejected, metrics.cache
 
         def refused(reason: str) -> None:
-            rejected[self.name, reason] += 1
+            rejected[name, reason] += 1
 
         def counted(event: str) -> None:
-            cached[self.name, event] += 1
+            cached[name, event] += 1
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.bundle import Manifest
+from export.bundle import DamagedBundle, Manifest, Provider
 from export.processing.inputs import ImageInput, SeriesInput, TextInput
 from server.runtime.deployment import Deployment
 from server.settings import Settings
@@ -28,6 +28,23 @@ class Placement:
     engines: Path | None = None
     even: bool = False
     tuned: bool = False
+
+
+def graph_of(manifest: Manifest, precision: str, provider: Provider) -> str:
+    """The file that `provider` is given: what the bundle says is the fastest ("auto"), or the one of a precision.
+
+    Raises DamagedBundle where the bundle has no graph of that precision.
+    """
+    chosen = manifest.serving.get(provider, "float32") if precision == "auto" else precision
+    if chosen == "float32":
+        return "model.onnx"
+    there = [one.precision for one in manifest.variants]
+    if chosen not in there:
+        raise DamagedBundle(
+            f"{manifest.name} version {manifest.version}: precision {chosen} is asked for; the bundle has "
+            f"{', '.join(['float32', *there])}"
+        )
+    return f"model.{chosen}.onnx"
 
 
 def placement(settings: Settings, deployment: Deployment, manifest: Manifest) -> Placement:
