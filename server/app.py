@@ -8,6 +8,7 @@ import importlib.util
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -44,10 +45,11 @@ from server.traces import Traces, traces
 log = logging.getLogger("espalier.app")
 
 
-def create_app(settings: Settings) -> Litestar:
-    """The application for `settings`. Nothing is opened before its lifespan starts. Raises SettingsError for one that
-    needs a package which is not installed."""
-    metrics, access = Metrics(), Access(settings)
+def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
+    """The application for `settings`. rates: a file in which its processes share what keys may still use. Nothing else
+    is opened before its lifespan starts. Raises SettingsError for a setting that needs a package which is not
+    installed."""
+    metrics, access = Metrics(), Access(settings, rates)
     metrics.registry.register(access)
     state = State(
         {

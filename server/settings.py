@@ -23,6 +23,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8000
+    frontends: Annotated[
+        int,
+        Meta(ge=0, le=64, description="processes that do HTTP for the one that runs the models; 0: it does its own"),
+    ] = 0
     grpc_port: Annotated[
         Annotated[int, Meta(ge=0, le=65535)] | None,
         Meta(description="port of the inference protocol over gRPC; 0 takes a free one, none: not offered"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -38,14 +39,18 @@ def ready(state: State) -> Response[Health]:
     return Response(Health(status="ready", models=served))
 
 
-@get("/metrics", sync_to_thread=True)
-def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
+@get("/metrics")
+async def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """All metrics in Prometheus's text format, or in OpenMetrics where that is accepted."""
     found: Metrics = state.metrics
+    if found.gather is not None:
+        await found.gather()
     accepted = [one.partition(";")[0].strip() for one in request.headers.get("accept", "").split(",")]
     if OPEN_METRICS in accepted:
-        return Response(found.render_open(), media_type=f"{OPEN_METRICS}; version=1.0.0; charset=utf-8")
-    return Response(found.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        body = await asyncio.to_thread(found.render_open)
+        return Response(body, media_type=f"{OPEN_METRICS}; version=1.0.0; charset=utf-8")
+    body = await asyncio.to_thread(found.render)
+    return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 handlers = [live, ready, metrics]

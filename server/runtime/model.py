@@ -162,13 +162,15 @@ class Model:
 
         deployed, batching = loaded.deployment, loaded.manifest.batching
         delay = batching.max_queue_delay_ms if deployed.max_queue_delay_ms is None else deployed.max_queue_delay_ms
-        rejected, cached = metrics.rejected, metrics.cache
+        # Nothing that the model has may know the model: one that is retired would wait for the garbage collector, and
+        # one that was there at the start is not looked at by it.
+        name, rejected, cached = self.name, metrics.rejected, metrics.cache
 
         def refused(reason: str) -> None:
-            rejected[self.name, reason] += 1
+            rejected[name, reason] += 1
 
         def counted(event: str) -> None:
-            cached[self.name, event] += 1
+            cached[name, event] += 1
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
