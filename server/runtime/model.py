@@ -165,12 +165,14 @@ class Model:
         # Nothing that the model has may know the model: one that is retired would wait for the garbage collector, and
         # one that was there at the start is not looked at by it.
         name, rejected, cached = self.name, metrics.rejected, metrics.cache
+        runs = metrics.runs[labels]
 
         def refused(reason: str) -> None:
             rejected[name, reason] += 1
 
         def counted(event: str) -> None:
             cached[name, event] += 1
+            runs.cached[event] += 1
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
@@ -184,7 +186,7 @@ class Model:
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
-                runs=metrics.runs[labels],
+                runs=runs,
                 refused=refused,
                 preferred=deployed.preferred_batch_sizes,
             )
