@@ -81,7 +81,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, writer=written)
     outputs = [output.name for output in manifest.outputs]
     most = deployment.max_batch_size or manifest.batching.max_batch_size
-    session.warm_up(lambda rows: _blank(manifest, rows), outputs, most)
+    session.warm_up(lambda rows: _blank(manifest, rows), outputs)
     inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
     inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
     images = None
@@ -89,7 +89,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         path = folder / f"{made.graph}.onnx"
         images = Session(path, placed)
         width = made.latent
-        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"], most)
+        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"])
     return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, images=images, inline=inline)
 
 
