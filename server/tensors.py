@@ -144,7 +144,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     if datatype == "FP16":
         raise BadInput(f"input {name!r}: FP16 is sent in binary, with binary_data_size")
     depth = _brackets(data)
-    if depth not in (1, len(shape)):
+    if depth not in (1, len(shape) or 1):
         raise BadInput(f"input {name!r}: `data` is one flat list, or lists as deep as the shape {list(shape)}")
     kind: Any = ELEMENTS.get(datatype, int)
     for _ in range(depth):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import json
 import zlib
@@ -16,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from server.app import create_app
+from server.settings import Settings, SettingsError
 from tests.server.bundles import publish_vectors
 from tests.server.chains import publish_language_model, publish_translation
 from tests.server.conftest import Live, Start
@@ -353,3 +356,45 @@ def test_no_bytes_break_the_server(live: Live, model: str, body: bytes, length: 
     headers = {"inference-header-content-length": str(length)}
     response = live.client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
     assert response.status_code < 500, response.text
+
+
+def test_a_version_that_is_damaged_is_told_of(start: Start, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    publish_vectors(repository)
+    publish_vectors(repository, "broken")
+    (repository / "broken" / "1" / "model.onnx").write_bytes(b"not any more")
+    live = start()
+    (entry,) = [one for one in live.client.post("/v2/repository/index").json() if one["name"] == "broken"]
+    assert (entry["version"], entry["state"]) == ("1", "UNAVAILABLE")
+    assert "sha256" in entry["reason"]
+    ready = live.client.post("/v2/repository/index", json={"ready": True}).json()
+    assert [(one["name"], one["state"]) for one in ready] == [("points", "READY")]
+    assert "sha256" in refused(live.client.post("/v2/repository/models/broken/load"), 503)
+
+
+def test_a_lazy_model_is_loaded_by_the_first_who_asks(start: Start, tmp_path: Path) -> None:
+    publish_vectors(tmp_path / "repository")
+    (tmp_path / "repository" / "points" / "deployment.json").write_text('{"lazy": true}')
+    live = start()
+    assert live.client.get("/v2/models/points/ready").status_code == 200
+    assert outputs(infer(live, "points", tensor([1, 2], [1, 2])))["logits"].tolist() == [[2.0, -2.0]]
+
+
+def test_the_cache_is_in_the_statistics(start: Start, tmp_path: Path) -> None:
+    publish_vectors(tmp_path / "repository")
+    cache = '{"cache": {"ttl_seconds": 60, "max_bytes": 1000000}}'
+    (tmp_path / "repository" / "points" / "deployment.json").write_text(cache)
+    live = start()
+    for _ in range(3):
+        assert outputs(infer(live, "points", tensor([1, 2], [1, 2])))["logits"].tolist() == [[2.0, -2.0]]
+    assert live.client.get("/v2/models/points/config").json()["response_cache"] == {"enable": True}
+    (found,) = live.client.get("/v2/models/points/stats").json()["model_stats"]
+    counts = {name: one["count"] for name, one in found["inference_stats"].items()}
+    assert (counts["success"], counts["cache_hit"], counts["cache_miss"], counts["compute_infer"]) == (3, 2, 1, 1)
+
+
+def test_a_start_without_grpc_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "grpc" else find(name, *rest))
+    with pytest.raises(SettingsError, match=r"espalier\[grpc\]"):
+        create_app(Settings(home=tmp_path, grpc_port=0))
