@@ -13,6 +13,7 @@ from pathlib import Path
 from litestar import Litestar
 from litestar.datastructures import State
 
+from export.storage import Storage, StorageError
 from finetune.data.files import FileStore
 from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
@@ -64,6 +65,11 @@ def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
     if settings.grpc_port is not None and importlib.util.find_spec("grpc") is None:
         words = "grpc_port: gRPC is not installed; install it with `pip install 'espalier[grpc]'`"
         raise SettingsError(words)
+    if settings.repository_url:
+        try:
+            Storage(settings.repository_url)
+        except StorageError as error:
+            raise SettingsError(f"repository_url: {error}") from error
     return Litestar(
         route_handlers=[
             *classify.handlers,
