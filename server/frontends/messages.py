@@ -135,6 +135,12 @@ class Report(msgspec.Struct, tag=True):
     number: int
 
 
+class Follow(msgspec.Struct, tag=True):
+    """Answer `Following` once what was told before is served."""
+
+    number: int
+
+
 class LargeAnswer(msgspec.Struct, tag=True):
     """An answer that fits into no ring. Descriptor: what would stand in one."""
 
@@ -148,11 +154,15 @@ class Loaded(msgspec.Struct, tag=True):
     retry_after: int | None = None
 
 
-ToFrontend = Settle | Serve | Stop | Report | LargeAnswer | Loaded
+ToFrontend = Settle | Serve | Stop | Report | Follow | LargeAnswer | Loaded
 
 
 class Ready(msgspec.Struct, tag=True):
     """It listens."""
+
+
+class Following(msgspec.Struct, tag=True):
+    number: int
 
 
 class Let(msgspec.Struct, tag=True):
@@ -191,4 +201,4 @@ class Counted(msgspec.Struct, tag=True):
     proxied: int
 
 
-ToEngine = Ready | Let | Load | LargeCall | Counted
+ToEngine = Following | Ready | Let | Load | LargeCall | Counted

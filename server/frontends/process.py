@@ -29,6 +29,8 @@ from server.frontends.control import Control
 from server.frontends.link import Link
 from server.frontends.listening import listener
 from server.frontends.messages import (
+    Follow,
+    Following,
     LargeAnswer,
     Loaded,
     Ready,
@@ -72,7 +74,7 @@ class Frontend:
     def __init__(self, end: socket.socket) -> None:
         self.metrics = Metrics()
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.told: asyncio.Queue[Serve | Loaded] = asyncio.Queue()
+        self.told: asyncio.Queue[Serve | Loaded | Follow] = asyncio.Queue()
         self.lost = self.stopping = False
         self.server: Server | None = None
         self.control = Control(end, decoder, self._received, self._lost)
@@ -116,6 +118,8 @@ class Frontend:
             match await self.told.get():
                 case Serve() as message:
                     await self.repository.serve(message)
+                case Follow(number=number):
+                    self.control.send(Following(number))
                 case message:
                     self.repository.loaded(message)
 
@@ -123,7 +127,7 @@ class Frontend:
         match message:
             case Settle():
                 self._settle(message, *descriptors)
-            case Serve() | Loaded():  # what is loaded may have been said to be served just before
+            case Serve() | Loaded() | Follow():  # what is loaded may have been said to be served just before
                 self.told.put_nowait(message)
             case LargeAnswer():
                 self.link.answered(whole(*descriptors))

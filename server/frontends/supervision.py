@@ -26,6 +26,8 @@ from server.frontends.engine import Bridge
 from server.frontends.listening import reserved
 from server.frontends.messages import (
     Counted,
+    Follow,
+    Following,
     LargeCall,
     Let,
     Load,
@@ -96,6 +98,7 @@ class FrontEnds:
         """Start them, and return when all listen. Raises FrontendFailed."""
         self.repository, self.metrics, self.access = repository, metrics, access
         repository.watchers.append(self._serve)
+        repository.followers.append(self.follow)
         metrics.registry.register(self)
         metrics.gather = self.gather
         ready = [asyncio.Event() for _ in self.fronts]
@@ -130,6 +133,14 @@ class FrontEnds:
 
     async def gather(self) -> None:
         """Have all that was counted until now added to the metrics of this process."""
+        await self._all(Report, "say what they have counted")
+
+    async def follow(self) -> None:
+        """Wait until all serve what is served here."""
+        await self._all(Follow, "say that they serve what is served")
+
+    async def _all(self, message: type[Report] | type[Follow], words: str) -> None:
+        """Send it to all that listen, and wait for their answers."""
         asked = {front.number for front in self.fronts if front.up}
         if not asked:
             return
@@ -137,14 +148,21 @@ class FrontEnds:
         self.reports[number] = asked, done
         for front in self.fronts:
             if front.up and front.control is not None:
-                front.control.send(Report(number))
+                front.control.send(message(number))
         try:
             async with asyncio.timeout(MOST_REPORT_SECONDS):
                 await done.wait()
         except TimeoutError:
-            log.warning("front-ends %s do not say what they have counted", sorted(asked))
+            log.warning("front-ends %s do not %s", sorted(asked), words)
         finally:
             del self.reports[number]
+
+    def _answered(self, front: Front, number: int) -> None:
+        if number in self.reports:
+            asked, done = self.reports[number]
+            asked.discard(front.number)
+            if not asked:
+                done.set()
 
     def collect(self) -> Iterator[Metric]:
         """For prometheus-client."""
@@ -232,11 +250,9 @@ class FrontEnds:
             case Counted():
                 add(message, self.metrics, self.access)
                 front.requests += message.proxied + sum(count for _, count in message.counts["requests"])
-                if message.number in self.reports:
-                    asked, done = self.reports[message.number]
-                    asked.discard(front.number)
-                    if not asked:
-                        done.set()
+                self._answered(front, message.number)
+            case Following(number=number):
+                self._answered(front, number)
 
     async def _load(self, control: Control[ToEngine], asked: Load) -> None:
         try:
