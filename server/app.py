@@ -13,6 +13,7 @@ from pathlib import Path
 from litestar import Litestar
 from litestar.datastructures import State
 
+from export.storage import Storage, StorageError
 from finetune.data.files import FileStore
 from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
@@ -39,7 +40,7 @@ from server.routes import (
     v2,
 )
 from server.runtime.repository import Repository
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.traces import Traces, traces
 
 log = logging.getLogger("espalier.app")
@@ -60,6 +61,14 @@ def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
             "stopping": asyncio.Event(),
         }
     )
+    if settings.grpc_port is not None and importlib.util.find_spec("grpc") is None:
+        words = "grpc_port: gRPC is not installed; install it with `pip install 'espalier[grpc]'`"
+        raise SettingsError(words)
+    if settings.repository_url:
+        try:
+            Storage(settings.repository_url)
+        except StorageError as error:
+            raise SettingsError(f"repository_url: {error}") from error
     return Litestar(
         route_handlers=[
             *classify.handlers,

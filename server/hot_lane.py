@@ -344,6 +344,8 @@ class HotLane(HttpToolsProtocol):
         if exchange.problem is not None:
             self._refuse(exchange, exchange.problem)
             return
+        if self.stopping:
+            self.tasks.add(cast(Any, exchange))
         exchange.coroutine = replied(exchange.route.name, exchange, exchange.route.answer)
         self._step()
 

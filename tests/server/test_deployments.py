@@ -8,9 +8,11 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from export.storage import Storage
 from tests.server.bundles import publish_constant
 from tests.server.conftest import Live, Start, message_of
 
@@ -208,3 +210,21 @@ def test_a_version_that_does_not_load_changes_nothing(digits: Live) -> None:
         assert "sha256" in last["reason"]
     finally:
         shutil.rmtree(folder / "9")
+
+
+def test_a_repository_on_object_storage(start: Start, tmp_path_factory: pytest.TempPathFactory) -> None:
+    url = f"memory://{uuid4().hex}/models"
+    first, second = start(repository_url=url), start(repository_url=url, home=tmp_path_factory.mktemp("second"))
+    publish(first, "digits", 2)  # into the folder of the first, which mirrors the store
+    for one in (first, second):
+        while one.client.get("/v1/models/digits").status_code != 200 or answered(one, "digits") != 2:
+            time.sleep(0.02)
+    assert first.client.put("/v1/models/digits/aliases/stable", json={"version": 1}).status_code == 200
+    assert answered(first, "digits@stable") == 1
+    while second.client.get("/v1/models/digits@stable").status_code != 200:
+        time.sleep(0.02)
+    assert answered(second, "digits@stable") == 1
+    Storage(url).files.rm(Storage(url).root, recursive=True)
+    while second.client.get("/v1/models/digits").status_code == 200:
+        time.sleep(0.02)
+    assert not (second.settings.repository / "digits" / "2").exists()
