@@ -86,7 +86,7 @@ class Bench:
         wanted = [
             (case, count)
             for case in self.plan.cases
-            if case.model == model
+            if case.model == model and model in contender.settings
             for count in self.plan.wanted(case, self.rate_alone(case), round_)
             if not self.store.has(contender.name, case.name, count, round_)
         ]

@@ -25,7 +25,7 @@ SERVERS = "benchmarks.peers.servers"
 RUNTIME = "onnxruntime==1.31.1"
 OCTETS = {"content-type": "application/octet-stream"}
 JSON = {"content-type": "application/json"}
-OURS = ("Espalier", "Espalier, v2")
+OURS = ("Espalier", "Espalier v2", "Espalier with front-ends")
 
 Settings = Mapping[str, Any]
 
@@ -64,9 +64,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Contender:
-    """packages: of its environment; none: it is ours. settings: by model. words: what they are, for the reader.
-    command: with what else the environment must hold. ready: a path that answers 200 when it can be asked. request,
-    answer: of a case."""
+    """packages: of its environment; none: it is ours. settings: by model, of those that it is measured with. words:
+    what they are, for the reader. command: with what else the environment must hold. ready: a path that answers 200
+    when it can be asked. request, answer: of a case."""
 
     name: str
     packages: tuple[str, ...]
@@ -252,12 +252,16 @@ def contenders(repository: Path) -> list[Contender]:
 
     return [
         Contender(
-            "Espalier", (), "as it is installed; its own routes", same({}), espalier, "/health/ready",
+            OURS[0], (), "as it is installed; its own routes", same({}), espalier, "/health/ready",
             espalier_request, espalier_answer(labels),
         ),
         Contender(
-            "Espalier, v2", (), "the same server; the Open Inference Protocol", same({}), espalier, "/health/ready",
+            OURS[1], (), "the same server; the Open Inference Protocol", same({}), espalier, "/health/ready",
             espalier_v2_request, v2_answer,
+        ),
+        Contender(
+            OURS[2], (), "two processes that do HTTP for the one that runs the models; its own routes",
+            {"mlp": {"frontends": 2}}, espalier, "/health/ready", espalier_request, espalier_answer(labels),
         ),
         Contender(
             "LitServe", ("litserve==0.2.19", "orjson==3.13.0", RUNTIME),
