@@ -111,10 +111,12 @@ def overload(pid: int, port: int, message: bytes, rate: float, seconds: float) -
     late = [
         sent for status, latency, sent in answers if status == 408 or (status == 200 and latency > DEADLINE_SECONDS)
     ]
+    # The last of them are answered when nothing is asked any more.
+    span = max([found["seconds"], *(sent + latency for status, latency, sent in answers if status == 200)])
     half = watch.found[len(watch.found) // 2 :] or [0]
     return {
         "offered_per_second": (len(answers) + found["unanswered"]) / found["seconds"],
-        "goodput_per_second": sum(latency <= DEADLINE_SECONDS for latency in good) / found["seconds"],
+        "goodput_per_second": sum(latency <= DEADLINE_SECONDS for latency in good) / span,
         "answers": dict(statuses),
         "late": len(late),
         "late_by_second": Counter(map(int, late)),

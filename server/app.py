@@ -19,6 +19,7 @@ from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
 from server.access import Access
 from server.errors import exception_handlers
+from server.job_traces import JobTraces
 from server.keys import KeyStore
 from server.machine_metrics import MachineMetrics
 from server.metrics import Metrics
@@ -118,8 +119,11 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     app.state.api_keys = KeyStore(store)
     await app.state.access.start(app.state.api_keys)
     sent: Traces | None = app.state.traces
+    ended = None
     if sent is not None:
         sent.start()
+        ended = JobTraces(store, sent.sender)
+        ended.start()
     repository = Repository(settings, metrics)
     app.state.store, app.state.files, app.state.repository = store, file_store, repository
     metrics.jobs.states, metrics.jobs.training = store.counts_by_state, store.running_metrics
@@ -148,6 +152,8 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
             await executor.stop()
         await repository.stop()
         await app.state.access.stop()
+        if ended is not None:
+            await ended.stop()
         if sent is not None:
             await sent.stop()
         await asyncio.to_thread(store.close)
