@@ -5,7 +5,7 @@ from benchmarks.architectures.pictures import table
 ROWS = (
     (
         "LitServe",
-        "batches of 1, 32, 64; 1 or 2 workers; ZeroMQ or a multiprocessing queue; JSON by itself or orjson in the worker",
+        "batches of 1, 32, 64; 1 or 2 workers; ZeroMQ or a multiprocessing queue; its JSON or orjson in the worker",
         "no batches: its loop that makes them polls without a pause, and takes 2 to 10 times the CPU of a request",
     ),
     (
