@@ -101,12 +101,12 @@ def ceiling(path: Path, model: str) -> tuple[float, int]:
 
 
 @contextmanager
-def server(home: Path, repository: Path) -> Iterator[tuple[int, int]]:
-    """`espalier serve` without a worker; its process id and port."""
+def server(home: Path, repository: Path, *more: str) -> Iterator[tuple[int, int]]:
+    """`espalier serve` without a worker, with more flags; its process id and port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     flags = ["--home", str(home), "--repository", str(repository), "--port", str(port), "--no-worker"]
-    process = subprocess.Popen([sys.executable, "-m", "server", *flags])
+    process = subprocess.Popen([sys.executable, "-m", "server", *flags, *more])
     try:
         for _ in range(600):
             with suppress(httpx.TransportError):
@@ -141,6 +141,7 @@ def measure(pid: int, port: int, connections: int, message: bytes) -> dict[str, 
     p50, p99 = np.percentile(found["latencies"], [50, 99]) * 1e3
     asked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
+        "requests": requests,
         "requests_per_second": requests / found["seconds"],
         "p50_ms": float(p50),
         "p99_ms": float(p99),

@@ -94,6 +94,7 @@ class Settle(msgspec.Struct, tag=True):
 
 class Offer(msgspec.Struct):
     """One version of a model, as `number` from now on. manifest: JSON. folder: of its bundle. most_rows: of one call.
+    most_calls: that are under way before requests are held to go together.
     freely: requests that may be open before it is asked whether they can be answered in time. cached: answers are kept
     for requests that are the same, so that each goes alone. The rest is as of the Model."""
 
@@ -106,6 +107,7 @@ class Offer(msgspec.Struct):
     timeout: float
     queue_limit: int
     most_rows: int
+    most_calls: int
     freely: int
     cached: bool
 
