@@ -102,11 +102,11 @@ def ceiling(path: Path, model: str) -> tuple[float, int]:
 
 @contextmanager
 def server(home: Path, repository: Path, *more: str) -> Iterator[tuple[int, int]]:
-    """`espalier serve` without a worker, with more flags; its process id and port."""
+    """`espalier serve` without a worker, with `more` flags; its process id and port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    flags = ["--home", str(home), "--repository", str(repository), "--port", str(port), "--no-worker"]
-    process = subprocess.Popen([sys.executable, "-m", "server", *flags, *more])
+    flags = ["--home", str(home), "--repository", str(repository), "--port", str(port), "--no-worker", *more]
+    process = subprocess.Popen([sys.executable, "-m", "server", *flags])
     try:
         for _ in range(600):
             with suppress(httpx.TransportError):

@@ -37,6 +37,7 @@ from server.settings import Settings
 
 log = logging.getLogger("espalier.access")
 
+DAY_SECONDS = 86_400
 LOOK_SECONDS = 0.5
 FLUSH_SECONDS = 1.0
 # Spellings of the header that are remembered; a key has one, unless somebody plays with spaces.
@@ -46,11 +47,12 @@ HOW = "send a key as Authorization: Bearer esp_…; `espalier keys create` and P
 
 
 class Caller:
-    """A key as this process knows it. id: its public part. requests, tokens: used since the last flush."""
+    """A key as this process knows it. id: its public part. used: up to the last flush, in `day` and its
+    month. requests, tokens: since then."""
 
     __slots__ = ("access", "admitted", "day", "id", "key", "limited", "requests", "scopes", "tokens", "used")
 
-    def __init__(self, access: Access, key: Key, used: Used, day: str) -> None:
+    def __init__(self, access: Access, key: Key, used: Used, day: int) -> None:
         self.access, self.key, self.used, self.day = access, key, used, day
         self.id, self.scopes = key.id, frozenset(key.scopes)
         self.limited = key.limits != Limits()
@@ -117,11 +119,12 @@ class Caller:
 
     def _check_quotas(self) -> None:
         now = self.access.wall()
-        if (day := today(now)) != self.day:
+        if (day := day_of(now)) != self.day:
             # What was used since the last flush was used before this day: it is taken off, since it will be added.
             month = (self.used.month_requests, self.used.month_tokens)
             before = (-self.requests, -self.tokens)
-            self.used = Used(*before, *(month if day[:7] == self.day[:7] else before))
+            same = today(now)[:7] == today(self.day * DAY_SECONDS)[:7]
+            self.used = Used(*before, *(month if same else before))
             self.day = day
         used, limits = self.used, self.key.limits
         for period, kind, limit, spent in (
@@ -223,29 +226,29 @@ class Access:
         if state == self.state:
             return
         found = await asyncio.to_thread(self.keys.all, revoked=False)
-        day = today(self.wall())
-        used = await asyncio.to_thread(self.keys.usage, day, [key.number for key in found if key.limits.quotas])
+        now = self.wall()
+        used = await asyncio.to_thread(self.keys.usage, today(now), [key.number for key in found if key.limits.quotas])
         before, self.callers = self.callers, {}
         for key in found:
             known = before.pop(key.digest, None)
-            self.callers[key.digest] = known or Caller(self, key, used.get(key.number, Used()), day)
+            self.callers[key.digest] = known or Caller(self, key, used.get(key.number, Used()), day_of(now))
         self.known.clear()
         self.state = state
         self.revoked += before.values()
 
     async def flush(self) -> None:
         """Add what was used to the database, and learn what these keys have used in all, here and elsewhere."""
-        day = today(self.wall())
+        now = self.wall()
         busy = [caller for caller in (*self.callers.values(), *self.revoked) if caller.requests or caller.tokens]
         if not busy:
             return
         taken = [(caller, caller.requests, caller.tokens) for caller in busy]
         used = {caller.key.number: (requests, tokens) for caller, requests, tokens in taken}
-        totals = await asyncio.to_thread(self.keys.add_usage, day, used)
+        totals = await asyncio.to_thread(self.keys.add_usage, today(now), used)
         for caller, requests, tokens in taken:
             caller.requests -= requests
             caller.tokens -= tokens
-            caller.used, caller.day = totals[caller.key.number], day
+            caller.used, caller.day = totals[caller.key.number], day_of(now)
         self.revoked = [caller for caller in self.revoked if caller.requests or caller.tokens]
 
     def collect(self) -> Iterator[Metric]:
@@ -346,6 +349,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def day_of(now: float) -> int:
+    """The day of UTC, counted from 1970."""
+    return int(now // DAY_SECONDS)
 
 
 def duration(seconds: float) -> str:

@@ -39,7 +39,7 @@ from server.routes import (
     v2,
 )
 from server.runtime.repository import Repository
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.traces import Traces, traces
 
 log = logging.getLogger("espalier.app")
@@ -60,6 +60,9 @@ def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
             "stopping": asyncio.Event(),
         }
     )
+    if settings.grpc_port is not None and importlib.util.find_spec("grpc") is None:
+        words = "grpc_port: gRPC is not installed; install it with `pip install 'espalier[grpc]'`"
+        raise SettingsError(words)
     return Litestar(
         route_handlers=[
             *classify.handlers,

@@ -395,17 +395,8 @@ def traced(exchange: Exchange, traces: Traces, route: str, status: int, end: flo
         [stream.times for order in exchange.orders for stream in order.streams],
     )
     exemplar = traces.add(answered)
-    if model is not None and status == 200:
-        labels = (model.name, str(model.version))
-        for one in answered.runs:
-            stages = exchange.metrics.stages
-            stages.labels(*labels, "queue").point_at(one.started - one.queued, exemplar)
-            if one.finished:
-                stages.labels(*labels, "inference").point_at(one.inference, exemplar)
-        for times in answered.sequences:
-            generation = exchange.metrics.generation.of(*labels)
-            generation.first_token.point_at(times.first - times.arrived, exemplar)
-            generation.whole.point_at(times.last - times.arrived, exemplar)
+    if status == 200:
+        exchange.metrics.point_at(answered, exemplar)
     return exemplar
 
 

@@ -112,6 +112,7 @@ async def ordered(
             try:
                 tickets.append(engine.submit(order))
             except QueueFull as error:
+                exchange.metrics.rejected[model.name, "queue_full"] += 1
                 raise no_room(model, error) from error
         yield tickets, left
     except BadInput as error:  # a grammar that grew too large on its way

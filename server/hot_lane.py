@@ -93,6 +93,13 @@ class HotExchange(Exchange):
         if self.waits is not None:
             self.waits.cancel()
 
+    def let_go(self) -> None:
+        """A connection on which nothing is asked holds neither the body of its last request nor the model, which may be
+        retired meanwhile."""
+        self.pieces.clear()
+        self.model = self.ticket = None
+        self.orders = ()
+
     def cancel(self, msg: str | None = None) -> None:
         """As a task's: uvicorn calls it when it waits no longer for open requests."""
         self.leave()
@@ -337,6 +344,8 @@ class HotLane(HttpToolsProtocol):
         if exchange.problem is not None:
             self._refuse(exchange, exchange.problem)
             return
+        if self.stopping:
+            self.tasks.add(cast(Any, exchange))
         exchange.coroutine = replied(exchange.route.name, exchange, exchange.route.answer)
         self._step()
 
@@ -400,6 +409,7 @@ class HotLane(HttpToolsProtocol):
                 *(opening, exchange.answer_type, sum(map(len, body)), more, exchange.identity, closing),
             )
             transport.writelines([head, *body])
+        exchange.let_go()
         if closes:
             transport.close()
             return

@@ -20,6 +20,7 @@ from server.generation_metrics import Generation
 from server.histograms import Histograms
 from server.job_metrics import JobGauges
 from server.runtime.runs import Runs
+from server.traces import Answered
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -91,6 +92,11 @@ class Metrics:
         for collector in (self.latency, self.failures, self.stages, self.batches, self.generation, self.jobs, self):
             self.registry.register(collector)
 
+    async def gathered(self) -> None:
+        """Wait until what other processes have counted until now is in here, too."""
+        if self.gather is not None:
+            await self.gather()
+
     def collect(self) -> Iterator[Metric]:
         """The counters of requests, and the depth of every queue."""
         requests = Metric("espalier_requests", "inference requests by outcome (HTTP status)", "counter")
@@ -151,6 +157,20 @@ class Metrics:
             labels = {"model": name, "version": number, "outcome": outcome}
             shadows.add_sample("espalier_shadow_requests_total", labels, count)
         yield shadows
+
+    def point_at(self, answered: Answered, exemplar: Mapping[str, str]) -> None:
+        """Have the histograms of what a traced request waited for point at it."""
+        if answered.model is None:
+            return
+        labels = (answered.model, str(answered.version))
+        for ran in answered.runs:
+            self.stages.labels(*labels, "queue").point_at(ran.started - ran.queued, exemplar)
+            if ran.finished:
+                self.stages.labels(*labels, "inference").point_at(ran.inference, exemplar)
+        for times in answered.sequences:
+            generation = self.generation.of(*labels)
+            generation.first_token.point_at(times.first - times.arrived, exemplar)
+            generation.whole.point_at(times.last - times.arrived, exemplar)
 
     def render(self) -> bytes:
         """All of them in Prometheus's text format 0.0.4."""

@@ -34,7 +34,8 @@ from server.routes.models import ModelDetails, ModelList
 from server.routes.predict import PredictAnswer
 from server.routes.tokenize import DetokenizeRequest, Text, TokenizeRequest, Tokens
 from server.routes.v2.health import Live, Ready
-from server.routes.v2.infer import InferRequest, InferResponse
+from server.routes.v2.infer import InferResponse
+from server.routes.v2.infer_request import InferRequest
 from server.routes.v2.repository import Done, IndexRequest, LoadRequest, UnloadRequest
 from server.runtime.deployment import Deployment
 from server.scopes import scopes_for

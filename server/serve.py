@@ -14,7 +14,7 @@ import uvicorn
 from litestar.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
-from server import logs
+from server import heap, logs
 from server.access import Access, AccessLayer
 from server.app import create_app
 from server.frontends.proxy import BehindProxy
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         requests = RequestLog(guarded, settings.slow_seconds, self.application.state.traces)
         lane = partial(HotLane, lane=Lane(self.application.state, requests))
         config = uvicorn.Config(
-            BehindProxy(requests) if self.frontends else requests,
+            BehindProxy(requests, self.frontends.behind, self.frontends.settled) if self.frontends else requests,
             host=settings.host,
             port=settings.port,
             uds=self.frontends.path if self.frontends else None,
@@ -86,6 +86,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit status."""
+    heap.settle()
     logs.configure(settings)
     if settings.frontends and not sys.platform.startswith("linux"):
         log.error("frontends is %d, but front-ends need Linux; leave it at 0 here", settings.frontends)

@@ -1,6 +1,6 @@
 """OpenTelemetry's spans of requests that were answered. The server imports this where traces are wanted, and only then.
 
-Names of attributes are OpenTelemetry's where it has them (http.*, gen_ai.*), else espalier.*.
+Names of attributes are OpenTelemetry's where it has them (http.*, rpc.*, gen_ai.*), else espalier.*.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from server.traces import Answered, Origin, Ran
 MOST_LINKS = 64
 SPANS_A_SEND = 512
 SEND_TIMEOUT_SECONDS = 5.0
+
+# gRPC's statuses that are the server's fault: unknown, deadline exceeded, unimplemented, internal, unavailable, data
+# loss.
+FAULTS = (2, 4, 12, 13, 14, 15)
 
 Attributes = dict[str, str | int | float]
 Batch = tuple[str | None, int | None, float]  # model, version, when it began
@@ -75,18 +79,25 @@ class Trace:
         self.one, self.resource, self.made, self.since = one, resource, made, since
         self.scope = InstrumentationScope("espalier")
         self.root = context(one.origin.trace, one.origin.span)
-        about: Attributes = {
-            "http.request.method": one.method,
-            "http.route": one.route,
-            "http.response.status_code": one.status,
-            "espalier.request_id": one.request_id,
-        }
+        name, about = self.root_of_rpc() if one.rpc else self.root_of_http()
+        if one.request_id:
+            about["espalier.request_id"] = one.request_id
         if one.key is not None:
             about["espalier.key"] = one.key
         parent = context(one.origin.trace, one.origin.parent, remote=True) if one.origin.parent else None
-        status = Status(StatusCode.ERROR) if one.status >= 500 else Status()
-        name = f"{one.method} {one.route}"
+        failed = one.status in FAULTS if one.rpc else one.status >= 500
+        status = Status(StatusCode.ERROR) if failed else Status()
         self.span(name, one.start, one.end, about | self.model(), self.root, parent, SpanKind.SERVER, status)
+
+    def root_of_http(self) -> tuple[str, Attributes]:
+        method, route = self.one.method, self.one.route
+        about: Attributes = {"http.request.method": method, "http.route": route}
+        return f"{method} {route}", about | {"http.response.status_code": self.one.status}
+
+    def root_of_rpc(self) -> tuple[str, Attributes]:
+        service, _, method = self.one.route.partition("/")
+        about: Attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+        return self.one.route, about | {"rpc.grpc.status_code": self.one.status}
 
     def model(self) -> Attributes:
         if self.one.model is None or self.one.version is None:

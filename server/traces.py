@@ -57,7 +57,8 @@ class Ran(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A request, after its answer. start, end: on time.perf_counter's clock. route: its path as the API has it."""
+    """A request, after its answer. start, end: on time.perf_counter's clock. route: its path as the API has it; of gRPC
+    (`rpc`) service/method, where `status` is gRPC's and `method` says nothing. request_id: "" where it has none."""
 
     origin: Origin
     method: str
@@ -72,6 +73,7 @@ class Answered:
     provider: str | None = None
     runs: Sequence[Ran] = ()
     sequences: Sequence[Times] = ()
+    rpc: bool = False
 
 
 class Traces:
@@ -100,7 +102,8 @@ class Traces:
             self.waiting.append(answered)
             if len(self.waiting) == MOST_WAITING:
                 log.warning("%d requests wait to be sent as traces: what comes now is not traced", MOST_WAITING)
-        return {"trace_id": f"{answered.origin.trace:032x}", "request_id": answered.request_id}
+        found = {"trace_id": f"{answered.origin.trace:032x}"}
+        return found | {"request_id": answered.request_id} if answered.request_id else found
 
     def start(self) -> None:
         self.task = asyncio.create_task(self._send_again())

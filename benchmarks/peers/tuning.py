@@ -1,7 +1,7 @@
 """Which settings suit a peer: python -m benchmarks.peers.tuning NAME MODEL '{"workers": [1, 2], "batch": [1, 32]}'
 
 Tries every combination of the values over those in `contenders`, for a few seconds each, and prints requests a second
-at 1, 64 and 256 connections.
+at 1 and 64 connections.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.peers.models import CASES, publish
 from benchmarks.peers.running import Unfit, check, expected, running
 from benchmarks.peers.wrk import fetched, load
 
-CONNECTIONS = (1, 64, 256)
+CONNECTIONS = (1, 64)
 
 
 def main() -> None:

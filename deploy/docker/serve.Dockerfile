@@ -19,7 +19,7 @@ COPY finetune finetune
 COPY export export
 # What the lock does not have of these is no part of serving: gRPC and traces.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/espalier/bin/pip install --no-build-isolation --constraint requirements-serve.lock '.[grpc]'
+    /opt/espalier/bin/pip install --no-build-isolation --constraint requirements-serve.lock '.[grpc,traces]'
 
 # ONNX Runtime's CUDA and TensorRT providers are 0.3 GB that no CPU needs.
 FROM packages AS packages-cpu

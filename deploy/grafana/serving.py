@@ -35,6 +35,9 @@ OUTCOMES = {"^2..$": GREEN, "^4..$": YELLOW, "^429$": ORANGE, "^499$": GREY, "^5
 
 REQUESTS = "espalier_requests_total"
 
+HITS = rate("espalier_cache_hits_total", MODEL, "model")
+MISSES = rate("espalier_cache_misses_total", MODEL, "model")
+
 SERVING = Dashboard(
     uid="espalier-serving",
     title="Espalier / Serving",
@@ -241,9 +244,7 @@ SERVING = Dashboard(
                     "percentunit",
                     [
                         Query(
-                            f"{rate('espalier_cache_hits_total', MODEL, 'model')} / (("
-                            f"{rate('espalier_cache_hits_total', MODEL, 'model')} + "
-                            f"{rate('espalier_cache_misses_total', MODEL, 'model')}) > 0)",
+                            share(HITS, f"({HITS} or 0 * {MISSES}) + {MISSES}"),
                             "{{model}}",
                         )
                     ],

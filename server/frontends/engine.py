@@ -88,20 +88,20 @@ class Bridge:
         self.calls.arm()
         self.loop.add_reader(calls_wake, self._woken)
 
-    def serve(self, repository: Repository) -> Serve:
-        """What the front-end is to serve from now on."""
-        known = {id(offered.model): number for number, offered in self.models.items()}
+    def serve(self, number: int, repository: Repository) -> Serve:
+        """What the front-end is to serve from now on, as the change of this number."""
+        known = {id(offered.model): known_as for known_as, offered in self.models.items()}
         new, names = [], {}
         for name, view in repository.views.items():
             ready = {}
             for version, model in repository.ready[name].items():
-                if (number := known.get(id(model))) is None:
-                    number = next(self.numbers)
-                    self.models[number] = Offered(model)
-                    new.append(offer(number, model, repository))
-                ready[version] = number
+                if (known_as := known.get(id(model))) is None:
+                    known_as = next(self.numbers)
+                    self.models[known_as] = Offered(model)
+                    new.append(offer(known_as, model, repository))
+                ready[version] = known_as
             names[name] = Meaning(view, ready)
-        return Serve(new, names)
+        return Serve(number, new, names)
 
     def let(self, numbers: list[int]) -> None:
         """The front-end asks these models no more."""

@@ -20,7 +20,7 @@ from export.bundle import Manifest
 from export.processing.inputs import TextInput
 from export.processing.text import TextProcessor
 from server.frontends.blocks import Layout, latent, layout
-from server.frontends.messages import ALL, GENERATE, Let, Load, Loaded, Offer, Serve
+from server.frontends.messages import ALL, GENERATE, Follows, Let, Load, Loaded, Offer, Serve
 from server.metrics import Metrics
 from server.runtime.answers import answers, generator
 from server.runtime.batcher import MOST_OF_THE_TIME, Block, Lane, Overloaded, Ticket, Wanted, seconds_to_wait
@@ -103,7 +103,7 @@ class RemoteModel(Model):
         """As Model.admit, by what is open here and what was last said of the queue there."""
         if self.cached or priority > 0:  # the answer may be there
             return
-        late = self.wait > MOST_OF_THE_TIME * left and time.perf_counter() - self.finished < SAID_SECONDS
+        late = self.wait > max(0.0, MOST_OF_THE_TIME * left) and time.perf_counter() - self.finished < SAID_SECONDS
         if late or self.requests > self.freely:
             rate = self.throughput.rate()
             if late or self.requests > max(self.freely, MOST_OF_THE_TIME * left * rate):
@@ -158,7 +158,7 @@ class RemoteModel(Model):
 class RemoteRepository(References):
     """What the inference process serves, as far as it has told. known: whether it has told anything yet."""
 
-    def __init__(self, metrics: Metrics, link: Link, send: Callable[[Let | Load], None]) -> None:
+    def __init__(self, metrics: Metrics, link: Link, send: Callable[[Follows | Let | Load], None]) -> None:
         super().__init__()
         self.metrics, self.link, self.send = metrics, link, send
         self.known = asyncio.Event()
@@ -188,6 +188,7 @@ class RemoteRepository(References):
             task = asyncio.create_task(self._let(self.numbered.pop(number)))
             self.retiring.add(task)
             task.add_done_callback(self.retiring.discard)
+        self.send(Follows(message.number))
         self.known.set()
 
     async def _let(self, model: RemoteModel) -> None:

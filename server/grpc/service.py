@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -16,16 +17,18 @@ from litestar.datastructures import State
 from server import descriptions
 from server.access import Access, Caller
 from server.errors import ApiError
-from server.exchange import no_room
+from server.exchange import no_room, ran
 from server.grpc import health_pb2, inference_pb2, messages
 from server.grpc.status import failure
 from server.inference import check_alone, check_rows, check_takes_tensors, priority, results, seconds
 from server.metrics import Metrics
+from server.request_log import GIVEN_ID
 from server.rows import on_thread
-from server.runtime.batcher import QueueFull
+from server.runtime.batcher import QueueFull, Ticket
 from server.runtime.model import Model
 from server.runtime.repository import Repository
 from server.settings import Settings
+from server.traces import Answered, Origin, Traces
 
 INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
@@ -35,11 +38,28 @@ MOST_IN_FLIGHT = 64
 Context = Any  # grpc.aio.ServicerContext
 
 
-class Call(NamedTuple):
-    """What a request comes with. left: seconds until the client's deadline; None where it set none."""
+@dataclass
+class Traced:
+    """What is to be told of a request that is traced. start: on time.perf_counter's clock."""
 
+    origin: Origin
+    start: float
+    model: Model | None = None
+    ticket: Ticket | None = None
+
+
+class Call(NamedTuple):
+    """What a request comes with. headers: gRPC's metadata. left: seconds until the client's deadline; None where it set
+    none. traced: None where it is not to be."""
+
+    headers: list[tuple[bytes, bytes]]
     caller: Caller | None
     left: float | None
+    traced: Traced | None
+
+    def session(self) -> str | None:
+        """The id of the session that a request is of, where it says so."""
+        return next((value.decode("latin-1") for name, value in self.headers if name == b"x-session-id"), None)
 
 
 Unary = Callable[[Any, Call], Awaitable[Any]]
@@ -53,6 +73,7 @@ class Service:
         self.metrics: Metrics = state.metrics
         self.settings: Settings = state.settings
         self.access: Access = state.access
+        self.traces: Traces | None = state.traces
         self.stopping: asyncio.Event = state.stopping
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -96,30 +117,56 @@ class Service:
         method = path.rpartition("/")[2]
 
         async def answered(request: Any, context: Context) -> Any:
+            call = None
             try:
-                found = await answer(request, self._admitted(context, path))
+                call = self._admitted(context, path)
+                found = await answer(request, call)
             except Exception as error:
                 what = failure(error, method)
-                self._count(method, request, what.code)
+                self._ended(path, request, call, what.code)
                 await context.abort(*what)
-            self._count(method, request, grpc.StatusCode.OK)
+            self._ended(path, request, call, grpc.StatusCode.OK)
             return found
 
         return answered
 
     def _admitted(self, context: Context, path: str) -> Call:
         """Raises ApiError 401, 403, 429."""
-        caller = None
-        if self.access.on:
-            metadata = context.invocation_metadata() or ()
-            headers = [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata]
-            caller = self.access.admit(headers, "POST", path, address(context.peer()))
-        return Call(caller, context.time_remaining())
+        metadata = context.invocation_metadata() or ()
+        headers = [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata]
+        caller = self.access.admit(headers, "POST", path, address(context.peer())) if self.access.on else None
+        traced = None
+        if self.traces is not None and path.endswith("Infer") and (origin := self.traces.origin(headers)):
+            traced = Traced(origin, time.perf_counter())
+        return Call(headers, caller, context.time_remaining(), traced)
 
-    def _count(self, method: str, request: Any, code: grpc.StatusCode) -> None:
+    def _ended(self, path: str, request: Any, call: Call | None, code: grpc.StatusCode) -> None:
+        """Count a request, and trace it."""
         name = getattr(request, "model_name", "") or getattr(request, "name", "")
         name = name.partition("@")[0]
+        method = path.rpartition("/")[2]
         self.metrics.grpc_requests[method, name if name in self.repository.models else "", code.name] += 1
+        if call is not None and call.traced is not None and self.traces is not None:
+            of, model = call.traced, call.traced.model
+            answered = Answered(
+                of.origin,
+                "",
+                path.strip("/"),
+                code.value[0],
+                of.start,
+                time.perf_counter(),
+                request.id if GIVEN_ID.fullmatch(request.id.encode()) else "",
+                call.caller.id if call.caller else None,
+                model.name if model else None,
+                model.version if model else None,
+                model.provider if model else None,
+                [] if of.ticket is None else [ran(of.ticket)],
+                rpc=True,
+            )
+            exemplar = self.traces.add(answered)
+            if model is not None and code is grpc.StatusCode.OK:
+                self.metrics.point_at(answered, exemplar)
+                model.request_seconds.point_at(answered.end - answered.start, exemplar)
 
     async def server_live(self, request: Any, call: Call) -> Any:
         return inference_pb2.ServerLiveResponse(live=True)
@@ -146,6 +193,7 @@ class Service:
         return inference_pb2.ModelConfigResponse(config=found)
 
     async def model_statistics(self, request: Any, call: Call) -> Any:
+        await self.metrics.gathered()
         found = descriptions.statistics(self.repository, self.metrics, request.name, request.version)
         return _message(found, inference_pb2.ModelStatisticsResponse)
 
@@ -164,10 +212,11 @@ class Service:
 
     async def model_infer(self, request: Any, call: Call) -> Any:
         start = time.perf_counter()
-        reference = f"{request.model_name}:{request.model_version}" if request.model_version else request.model_name
         async with asyncio.timeout(self.settings.request_seconds if call.left is None else call.left):
-            model = await descriptions.find(self.repository, reference)
+            model = await descriptions.find(self.repository, request.model_name, request.model_version, call.session)
         model.requests += 1
+        if call.traced is not None:
+            call.traced.model = model
         try:
             answer = await self._infer(model, request, call, start)
         except QueueFull as error:
@@ -202,6 +251,8 @@ class Service:
         if call.caller is not None and model.texts is not None:
             call.caller.spend(sum(map(len, block)))
         ticket = model.submit(block, names, deadline=start + wait, priority=level)
+        if call.traced is not None:
+            call.traced.ticket = ticket
         arrays = await ticket.future  # where the client cancels, so is this, and the request leaves the queue
         received = time.perf_counter()
         answer = messages.response(model, request.id, results(model, wanted, names, arrays))
@@ -238,17 +289,19 @@ class Service:
 
     async def _streamed(self, request: Any, context: Context) -> Any:
         """Raises ApiError 401 and 403, which hold for all that would follow."""
+        path, call = f"/{INFERENCE}/ModelStreamInfer", None
         try:
-            answer = await self.model_infer(request, self._admitted(context, f"/{INFERENCE}/ModelStreamInfer"))
+            call = self._admitted(context, path)
+            answer = await self.model_infer(request, call)
         except Exception as error:
             what = failure(error, "ModelStreamInfer")
-            self._count("ModelStreamInfer", request, what.code)
+            self._ended(path, request, call, what.code)
             if isinstance(error, ApiError) and error.status in (401, 403):
                 raise
             return inference_pb2.ModelStreamInferResponse(
                 error_message=what.message, infer_response=inference_pb2.ModelInferResponse(id=request.id)
             )
-        self._count("ModelStreamInfer", request, grpc.StatusCode.OK)
+        self._ended(path, request, call, grpc.StatusCode.OK)
         return inference_pb2.ModelStreamInferResponse(infer_response=answer)
 
     async def check(self, request: Any, call: Call) -> Any:

@@ -81,7 +81,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, writer=written)
     outputs = [output.name for output in manifest.outputs]
     most = deployment.max_batch_size or manifest.batching.max_batch_size
-    session.warm_up(lambda rows: _blank(manifest, rows), outputs, most)
+    session.warm_up(lambda rows: _blank(manifest, rows), outputs)
     inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
     inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
     images = None
@@ -89,7 +89,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         path = folder / f"{made.graph}.onnx"
         images = Session(path, placed)
         width = made.latent
-        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"], most)
+        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"])
     return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, images=images, inline=inline)
 
 
@@ -162,13 +162,17 @@ class Model:
 
         deployed, batching = loaded.deployment, loaded.manifest.batching
         delay = batching.max_queue_delay_ms if deployed.max_queue_delay_ms is None else deployed.max_queue_delay_ms
-        rejected, cached = metrics.rejected, metrics.cache
+        # Nothing that the model has may know the model: one that is retired would wait for the garbage collector, and
+        # one that was there at the start is not looked at by it.
+        name, rejected, cached = self.name, metrics.rejected, metrics.cache
+        runs = metrics.runs[labels]
 
         def refused(reason: str) -> None:
-            rejected[self.name, reason] += 1
+            rejected[name, reason] += 1
 
         def counted(event: str) -> None:
-            cached[self.name, event] += 1
+            cached[name, event] += 1
+            runs.cached[event] += 1
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
@@ -182,7 +186,7 @@ class Model:
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
-                runs=metrics.runs[labels],
+                runs=runs,
                 refused=refused,
                 preferred=deployed.preferred_batch_sizes,
             )

@@ -23,6 +23,7 @@ from typing import Literal
 import msgspec
 
 from export import bundle
+from server import heap
 from server.metrics import Metrics
 from server.process import cores
 from server.runtime.deployment import Deployment, DeploymentError, Named
@@ -42,6 +43,8 @@ log = logging.getLogger("espalier.repository")
 RETRY_SECONDS = 10
 # A model that was just loaded is not evicted before whoever asked for it had this long to use it.
 YOUNG_SECONDS = 1.0
+# From when a model is closed until its memory is given back.
+TRIM_SECONDS = 1.0
 # How often it is looked whether an evicted model has answered what it held.
 ROOM_SECONDS = 0.01
 
@@ -125,23 +128,26 @@ class Repository(References):
         while True:
             try:
                 model = self.get(reference)
-                if looked:
+                if looked and (insisted or reference != name or not self.served[name].unloaded):
                     return model
             except NotLoaded as error:
                 served = self.served[name]
                 if served.task is not None:  # a name that is new
                     await asyncio.shield(served.task)
                 else:
-                    await self._demand(served, int(error.reference.rpartition(":")[2]))
-                looked = True
+                    await self._demand_or_another(served, int(error.reference.rpartition(":")[2]), reference)
+                looked = insisted = True
                 continue
             except UnknownModel:
-                if looked and (insisted or not await self._insist(name, number, alias)):
+                if insisted:
                     raise
-                insisted = looked
             if not looked:
                 await self._look_now(name)
                 looked = True
+            elif await self._insist(name, number, alias):
+                insisted = True
+            else:
+                raise UnknownModel(f"there is no {reference} in the repository")
 
     async def unload(self, name: str, version: int | None = None) -> None:
         """Serve a model or one version of it no more, until it is loaded again or the server starts anew; where the
@@ -176,18 +182,25 @@ class Repository(References):
                 old = await asyncio.to_thread(self.bundles.deployment, name)
                 deployment = change(old)
                 _check(served, deployment, old)
-                plan = await self._plan(served, deployment, strict=True)
+                # What is named anew is wanted, though it was unloaded.
+                wanted = served.unloaded & (deployment.referred() - old.referred())
+                served.unloaded -= wanted
+                plan = None
                 try:
+                    plan = await self._plan(served, deployment, strict=True)
                     if deployment.shadow and any(one.model.engine for one in plan.standings.values()):
                         raise DeploymentError(
                             "a language model is not shadowed, only what answers in batches", "shadow"
                         )
                     replaced = await asyncio.to_thread(self.bundles.deploy, name, deployment, old)
                 except BaseException:
-                    self._discard(served, plan.standings.values())
+                    served.unloaded |= wanted
+                    if plan is not None:
+                        self._discard(served, plan.standings.values())
                     raise
                 if replaced:
                     break
+                served.unloaded |= wanted
                 self._discard(served, plan.standings.values())
             served.trouble = ""
             self._commit(served, plan)
@@ -459,6 +472,17 @@ class Repository(References):
             raise CannotLoad(f"{name}:{refused[0]} does not load: {served.refused[refused[0]].reason}")
         return True
 
+    async def _demand_or_another(self, served: Served, version: int, reference: str) -> None:
+        """Load a version; where it does not load, all is well if the reference means another one from then on."""
+        try:
+            await self._demand(served, version)
+        except CannotLoad as error:
+            try:
+                if self.resolve(reference) == (served.name, version):
+                    raise
+            except UnknownModel:
+                raise error from None
+
     async def _demand(self, served: Served, version: int) -> None:
         """Load a lazy version that a request waits for. Raises CannotLoad."""
         if (task := served.demanded.get(version)) is None:
@@ -468,7 +492,13 @@ class Repository(References):
         await asyncio.shield(task)
 
     async def _meet(self, served: Served, version: int) -> None:
-        standing = await self._bring(served, version, served.deployment.run(), lazy=True)
+        try:
+            standing = await self._bring(served, version, served.deployment.run(), lazy=True)
+        except CannotLoad:
+            if version in served.refused:  # another takes its place
+                async with served.lock:
+                    self._commit(served, await self._plan(served, served.deployment))
+            raise
         if served.standings.get(version) is standing:
             return
         if version in served.view.loadable and version not in served.standings and standing.retired is None:
@@ -586,7 +616,7 @@ class Repository(References):
         self.freed_soon += standing.bytes
         standing.retired = asyncio.create_task(self._close(standing))
         self.retiring.add(standing.retired)
-        standing.retired.add_done_callback(self.retiring.discard)
+        standing.retired.add_done_callback(self._gone)
         served = self.served.get(model.name)
         new = None if served is None else served.standings.get(model.version)
         if standing.served and (new is None or new.model.provider != model.provider):
@@ -610,6 +640,12 @@ class Repository(References):
             self.leaving[model.name, model.version] -= 1
             if self.leaving[model.name, model.version] == 0:
                 del self.leaving[model.name, model.version]
+
+    def _gone(self, retired: asyncio.Task[None]) -> None:
+        self.retiring.discard(retired)
+        # By then whoever held the model in this turn of the loop has let go of it.
+        loop = asyncio.get_running_loop()
+        loop.call_later(TRIM_SECONDS, loop.run_in_executor, None, heap.trim)
 
 
 def _check(served: Served, deployment: Deployment, old: Deployment) -> None:

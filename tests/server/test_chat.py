@@ -301,9 +301,12 @@ def test_who_leaves_gives_the_slots_back(live: Live, stream: bool) -> None:
 def test_a_full_queue_says_when_to_come_back(live: Live, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
     monkeypatch.setattr(live.repository.models["tales"].engine, "queue_limit", 0)
     asked = {"model": "tales", "messages": user("the"), "stream": stream}
+    rejected = live.server.application.state.metrics.rejected
+    before = rejected["tales", "queue_full"]
     answer = live.client.post("/v1/chat/completions", json=asked)
     assert "no room" in message_of(answer, 429)
     assert int(answer.headers["retry-after"]) >= 1
+    assert rejected["tales", "queue_full"] == before + 1
 
 
 def test_the_context_is_told_with_the_model(client: openai.OpenAI) -> None:

@@ -14,12 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from tritonclient.utils import InferenceServerException
 
 from server.cli import main
 from server.settings import Settings
@@ -80,7 +83,7 @@ def until(holds: Callable[[], bool]) -> None:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home, port=0, worker=False, otlp_endpoint=NOBODY, trace_share=1.0)
+    settings = Settings(home=home, port=0, worker=False, grpc_port=0, otlp_endpoint=NOBODY, trace_share=1.0)
     publish_vectors(settings.repository)
     publish_letters(settings.repository)
     publish_translation(settings.repository)
@@ -214,6 +217,43 @@ def test_a_translation_ran_in_a_batch(traced: Traced) -> None:
     answer = traced.client.post("/v1/completions", json={"model": model, "prompt": "a"}, headers={"x-request-id": "tr"})
     assert answer.status_code == 200, answer.text
     assert tree(traced.of("tr", 6))["session"] == "batch"
+
+
+def grpc_client(traced: Traced) -> tritonclient.grpc.InferenceServerClient:
+    port = traced.live.server.application.state.grpc_port
+    return tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}")
+
+
+def tensor(rows: np.ndarray) -> tritonclient.grpc.InferInput:
+    found = tritonclient.grpc.InferInput("vector", list(rows.shape), "FP32")
+    found.set_data_from_numpy(rows)
+    return found
+
+
+def test_grpc_is_traced_as_well(traced: Traced) -> None:
+    with grpc_client(traced) as client:
+        client.infer("points", [tensor(np.float32([[1, 2]]))], request_id="rpc-1", headers=parent())
+        with pytest.raises(InferenceServerException):
+            client.infer("nobody", [tensor(np.float32([[1, 2]]))], request_id="rpc-2")
+    whole = "inference.GRPCInferenceService/ModelInfer"
+    spans = [one for one in traced.of("rpc-1", 6) if (one.attributes or {}).get("espalier.request_id") != "child"]
+    [root] = [one for one in spans if one.name == whole]
+    mine = [root, *(one for one in spans if one.parent and one.parent.span_id == root.context.span_id)]  # type: ignore[union-attr]
+    assert {one.name for one in mine} == {whole, "decode", "queue", "batch", "encode"}
+    about = dict(root.attributes or {})
+    assert (about["rpc.system"], about["rpc.method"], about["rpc.grpc.status_code"]) == ("grpc", "ModelInfer", 0)
+    assert about["espalier.model"] == "points"
+    assert f"{root.parent.span_id:016x}" == PARENT  # type: ignore[union-attr]
+    refused = traced.of("rpc-2")[0]
+    assert (refused.attributes or {})["rpc.grpc.status_code"] == 5
+    assert refused.status.status_code is StatusCode.UNSET
+
+
+def test_tensors_over_rest_are_traced_as_well(traced: Traced) -> None:
+    sent = {"inputs": [{"name": "vector", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
+    answer = traced.client.post("/v2/models/points/infer", json=sent, headers={"x-request-id": "v2-1"})
+    assert answer.status_code == 200, answer.text
+    assert tree(traced.of("v2-1", 6))["session"] == "batch"
 
 
 def test_what_went_wrong_is_told_as_well(traced: Traced) -> None:
