@@ -7,12 +7,14 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from export.storage import Storage
+from server.runtime.deployment import Deployment, write
 from tests.server.bundles import publish_constant
 from tests.server.conftest import Live, Start, message_of
 
@@ -228,3 +230,21 @@ def test_a_repository_on_object_storage(start: Start, tmp_path_factory: pytest.T
     while second.client.get("/v1/models/digits").status_code == 200:
         time.sleep(0.02)
     assert not (second.settings.repository / "digits" / "2").exists()
+
+
+def test_a_lazy_model_that_has_no_room_says_when_to_come_back(start: Start, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    publish_constant(repository, "always", 1.0, ballast=100_000)
+    publish_constant(repository, "lazy", 1.0, ballast=100_000)
+    write(repository / "lazy", Deployment(lazy=True))
+    live = start(model_memory_bytes=150_000)
+    listed = {one["id"]: one["status"] for one in live.client.get("/v1/models").json()["data"]}
+    assert (listed["always"], listed["lazy"]) == ("served", "published")
+    assert live.client.get("/v1/models/lazy").json()["manifest"]["name"] == "lazy"
+    response = live.client.post("/v1/predict", json={"model": "lazy", "input": [1.0, 2.0]})
+    assert "taken by models that are not evicted" in message_of(response, 503)
+    assert int(response.headers["retry-after"]) > 0
+    assert answered(live, "always") == 1
+    assert live.client.patch("/v1/models/always/deployment", json={"lazy": True}).status_code == 200
+    assert answered(live, "lazy") == 1
+    assert live.client.get("/health/ready").json()["models"] == 2
