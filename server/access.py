@@ -27,7 +27,6 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Send
 from litestar.types import Scope as AsgiScope
 from prometheus_client.core import Metric
-from sqlalchemy.exc import SQLAlchemyError
 
 from server.errors import ApiError
 from server.keys import Key, KeyStore, Limits, Scope, Used, today
@@ -187,7 +186,10 @@ class Access:
             with suppress(asyncio.CancelledError):
                 await task
         if self.tasks:
-            await self.flush()
+            try:
+                await self.flush()
+            except Exception as error:
+                log.error("what keys used last is not counted: %s", error)
         self.tasks = []
 
     def admit(
@@ -289,7 +291,7 @@ class Access:
             await asyncio.sleep(seconds)
             try:
                 await act()
-            except SQLAlchemyError as error:  # keys stay as they are known, and what was used is added next time
+            except Exception as error:  # keys stay as they are known, and what was used is added next time
                 log.error("the database of the API keys does not answer: %s", error)
 
 
