@@ -1,9 +1,10 @@
 """HTTP throughput against raw ONNX Runtime, both in one run: python -m benchmarks.serving [--output FILE]
 
 EfficientNet-Lite0 at 64 × 64 (raw pixels) and an MLP 784-512-512-10 (JSON, float32 bytes, and these as the Open
-Inference Protocol has them), at 1, 16, 64 and 256 connections, and beside them an answer with nothing to compute. The ceiling is ONNX Runtime alone in a process of its own, at its best batch size. Weights are random:
-they do not change the speed. The load comes from a process of its own, on the same cores as the server, and costs what
-the column says. Both sides take turns, and the ratio is the median of the rounds: machines are not always as fast.
+Inference Protocol has them), at 1, 16, 64 and 256 connections, and beside them an answer with nothing to compute. The
+ceiling is ONNX Runtime alone in a process of its own, at its best batch size. Weights are random: they do not change
+the speed. The load comes from a process of its own, on the same cores as the server, and costs what the column says.
+Both sides take turns, and the ratio is the median of the rounds: machines are not always as fast.
 """
 
 from __future__ import annotations
@@ -151,6 +152,7 @@ def measure(pid: int, port: int, connections: int, message: bytes) -> dict[str, 
     p50, p99 = np.percentile(found["latencies"], [50, 99]) * 1e3
     asked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
+        "requests": requests,
         "requests_per_second": requests / found["seconds"],
         "p50_ms": float(p50),
         "p99_ms": float(p99),
