@@ -130,7 +130,7 @@ async def main() -> None:
     ).encode()
     model = Queue()
     shared: Any = SimpleNamespace(
-        repository=SimpleNamespace(get=lambda reference: model),
+        repository=SimpleNamespace(get=lambda reference, session: model),
         metrics=None,
         settings=SimpleNamespace(request_seconds=30.0, max_body_bytes=2**25),
         traces=None,

@@ -37,7 +37,8 @@ from rich.console import Console
 from benchmarks.generation.contenders import listening
 from export.bundle import Manifest, read_manifest, versions
 from export.processing.inputs import ImageInput, TextInput, VectorInput
-from export.publish import publish, staging
+from export.publish import publish
+from export.staging import staging
 
 SETTLED_SECONDS = 60.0
 PRINTED_SECONDS = 30.0

@@ -167,11 +167,20 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle, its shape checked, its files not. Raises DamagedBundle."""
     path = folder / MANIFEST
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise DamagedBundle(f"{path}: {error}") from error
+    return decoded_manifest(content, str(path))
+
+
+def decoded_manifest(content: bytes, source: str) -> Manifest:
+    """Raises DamagedBundle, which begins with `source`."""
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise DamagedBundle(f"{source}: {error}") from error
     if manifest.format != FORMAT:
-        raise DamagedBundle(f"{path}: format {manifest.format}, this server reads format {FORMAT}")
+        raise DamagedBundle(f"{source}: format {manifest.format}, this server reads format {FORMAT}")
     return manifest
 
 

@@ -27,9 +27,10 @@ from export.bundle import (
 )
 from export.onnx import export_onnx
 from export.processing.inputs import DataInput, ImageInput, InputSpec, LatentInput, TextInput
-from export.publish import publish, staging
+from export.publish import publish
 from export.quantize import Quantization, quantize_judged
 from export.reports.evaluation import Evaluation
+from export.staging import staging
 from export.variants import Optimization, Report, add_variants
 from models import registry
 from models.catalog import BACKBONES

@@ -18,6 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 Half = Literal["float16", "bfloat16"]
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 LARGEST = float(np.finfo(np.float16).max)
+# What is larger stands for nothing, in a mask.
+NOTHING = 1e38
 # Tensors that are looked at in one run: each is an output, and takes memory.
 WATCHED = 64
 
@@ -81,7 +83,8 @@ def largest_values(path: Path, batches: Iterable[Mapping[str, np.ndarray]]) -> t
         session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for inputs in given:
             for name, value in zip(watched, session.run(watched, dict(inputs)), strict=True):
-                if value.size and not (size := float(np.abs(value).max())) <= found[1]:
+                sizes = np.abs(value)
+                if (size := float(sizes[sizes < NOTHING].max(initial=0.0))) > found[1]:
                     found = (name, size)
     return found
 
@@ -92,8 +95,8 @@ def _converted(tensor: TensorProto, kind: int) -> TensorProto:
         made = TensorProto(name=tensor.name, data_type=kind, dims=tensor.dims)
         made.raw_data = _rounded(values).tobytes()
         return made
-    finite = np.abs(values[np.isfinite(values)])
-    if (largest := float(finite.max(initial=0.0))) > LARGEST and largest < float(np.finfo(np.float32).max):
+    sizes = np.abs(values)
+    if (largest := float(sizes[sizes < NOTHING].max(initial=0.0))) > LARGEST:
         raise ValueError(f"float16 ends at {LARGEST:,.0f}, and {tensor.name} has {largest:,.0f}")
     # What stands for "nothing" in a mask, the lowest float32, becomes the lowest float16.
     return numpy_helper.from_array(np.clip(values, -LARGEST, LARGEST).astype(np.float16), tensor.name)

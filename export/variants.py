@@ -180,18 +180,13 @@ def sentence(found: Tried, reference: Tried) -> str:
 
 
 def _serving(tried: Sequence[Tried], here: Sequence[Provider]) -> dict[Provider, Precision]:
-    """The fastest by provider, where it is not float32. Where there is no CUDA to time it on, CUDA is given float16:
-    its tensor cores are made for it."""
+    """The fastest by provider, of those that are here to be timed, where it is not float32."""
     found: dict[Provider, Precision] = {}
-    for provider in PROVIDERS:
-        kept = [one for one in tried if one.kept and (provider == "cuda" or one.precision == "int8")]
-        if provider in here:
-            candidates = [tried[0], *(one for one in kept if one is not tried[0])]
-            fastest = max(candidates, key=lambda one: one.samples_per_second[provider]).precision
-            if fastest != "float32":
-                found[provider] = fastest
-        elif any(one.precision == "float16" for one in kept):
-            found[provider] = "float16"
+    for provider in here:
+        kept = [one for one in tried[1:] if one.kept and (provider == "cuda" or one.precision == "int8")]
+        fastest = max([tried[0], *kept], key=lambda one: one.samples_per_second[provider]).precision
+        if fastest != "float32":
+            found[provider] = fastest
     return found
 
 

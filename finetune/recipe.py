@@ -525,6 +525,11 @@ class Recipe(Part, frozen=True, kw_only=True):
     quantization: Quantization | None = None
     optimization: Optimization | None = None
 
+    def begins_with(self) -> list[str]:
+        """What it begins with and calls by a name, of a backbone or of a published model."""
+        joined = self.ensemble.models if isinstance(self.ensemble, Joined) else []
+        return [name for name in (self.model, *joined) if isinstance(name, str)]
+
     def unlabelled_files(self) -> tuple[str, ...]:
         """Those of other domains, that the terms name."""
         return tuple(dict.fromkeys(term.file for term in self.terms if isinstance(term, Coral)))

@@ -21,6 +21,7 @@ from export.bundling import bundle as publish
 from export.parity import ParityError
 from export.perplexity import texts_of
 from export.quantize import Quantization
+from export.storage import StorageError, pull
 from finetune import automatic, bagging, ensembles, graph_judge, lora, optim, origin, terms
 from finetune.bagging import Member, together
 from finetune.batches import evaluation_order
@@ -59,8 +60,9 @@ def run(request: RunRequest, reporter: Reporter) -> Manifest:
     if request.job_id is not None and (done := published_by(request.repository, request.name, request.job_id)):
         return done
     try:
+        pull(request.repository, request.recipe.begins_with())
         return _run(request, reporter)
-    except (ValueError, DamagedBundle, ParityError) as error:
+    except (ValueError, DamagedBundle, ParityError, StorageError) as error:
         raise JobFailed(str(error)) from error
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):

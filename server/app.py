@@ -13,11 +13,13 @@ from pathlib import Path
 from litestar import Litestar
 from litestar.datastructures import State
 
+from export.storage import Storage, StorageError
 from finetune.data.files import FileStore
 from finetune.jobs.executors.local import LocalExecutor
 from finetune.jobs.store import JobStore
 from server.access import Access
 from server.errors import exception_handlers
+from server.job_traces import JobTraces
 from server.keys import KeyStore
 from server.machine_metrics import MachineMetrics
 from server.metrics import Metrics
@@ -39,7 +41,7 @@ from server.routes import (
     v2,
 )
 from server.runtime.repository import Repository
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.traces import Traces, traces
 
 log = logging.getLogger("espalier.app")
@@ -60,6 +62,14 @@ def create_app(settings: Settings, rates: Path | None = None) -> Litestar:
             "stopping": asyncio.Event(),
         }
     )
+    if settings.grpc_port is not None and importlib.util.find_spec("grpc") is None:
+        words = "grpc_port: gRPC is not installed; install it with `pip install 'espalier[grpc]'`"
+        raise SettingsError(words)
+    if settings.repository_url:
+        try:
+            Storage(settings.repository_url)
+        except StorageError as error:
+            raise SettingsError(f"repository_url: {error}") from error
     return Litestar(
         route_handlers=[
             *classify.handlers,
@@ -109,8 +119,11 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
     app.state.api_keys = KeyStore(store)
     await app.state.access.start(app.state.api_keys)
     sent: Traces | None = app.state.traces
+    ended = None
     if sent is not None:
         sent.start()
+        ended = JobTraces(store, sent.sender)
+        ended.start()
     repository = Repository(settings, metrics)
     app.state.store, app.state.files, app.state.repository = store, file_store, repository
     metrics.jobs.states, metrics.jobs.training = store.counts_by_state, store.running_metrics
@@ -139,6 +152,8 @@ async def lifespan(app: Litestar) -> AsyncIterator[None]:
             await executor.stop()
         await repository.stop()
         await app.state.access.stop()
+        if ended is not None:
+            await ended.stop()
         if sent is not None:
             await sent.stop()
         await asyncio.to_thread(store.close)

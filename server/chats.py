@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from export.processing.chat import Message, render
+from export.processing.chat import Message, joined, render
 from export.processing.inputs import BadInput
 from server.errors import ApiError
 from server.generating import Asked
@@ -109,4 +109,4 @@ def content(turn: Turn, place: int) -> str:
         if part.type != "text" or part.text is None:
             words = f"{where}.content[{i}]: of type {part.type!r}; this server reads text, in parts of type 'text'"
             raise ApiError(400, words, param="messages")
-    return "\n".join(part.text or "" for part in turn.content)
+    return joined([part.text or "" for part in turn.content])

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.storage import mirror
 from server.settings import FIELDS, FILE_VARIABLE, Loaded, SettingsError, flag_of, load
 
 # Command → "module:function" with the signature (arguments, repository, backbones, home) -> exit status.
@@ -137,6 +138,11 @@ def run_training_command(parsed: argparse.Namespace, loaded: Loaded) -> int:
     module, _, function = TRAINING_COMMANDS[parsed.command].partition(":")
     run: Callable[..., int] = getattr(importlib.import_module(module), function)
     settings = loaded.settings
+    try:
+        mirror(settings.repository, settings.repository_url)
+    except OSError as error:
+        print(f"espalier {parsed.command}: repository_url: {error}", file=sys.stderr)
+        return 2
     if parsed.command == "finetune":
         return run(parsed.recipe, home=settings.home, repository=settings.repository, backbones=settings.backbones)
     return run(
@@ -156,8 +162,13 @@ def models(loaded: Loaded) -> int:
 
     from server.routes.models import listing
 
+    try:
+        found = listing(loaded.settings)
+    except OSError as error:
+        print(f"espalier models: {error}", file=sys.stderr)
+        return 1
     table = Table("model", "status", "reads", "task", "versions", "aliases", "traffic", "what it is")
-    for model in listing(loaded.settings):
+    for model in found:
         versions = ", ".join(str(one.version) for one in model.versions)
         aliases = ", ".join(f"{alias} = {version}" for alias, version in model.aliases.items())
         traffic = ", ".join(f"{version}: {share:.0%}" for version, share in model.traffic.items())

@@ -4,7 +4,7 @@ statistics, the index of the repository. As REST sends them; gRPC's messages hav
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -140,7 +140,7 @@ class Duration(msgspec.Struct):
 
 class InferenceStats(msgspec.Struct):
     """Of requests. compute_input: reading them; compute_infer: the runs that they were in; compute_output: writing
-    their answers."""
+    their answers; cache_hit, cache_miss: counted, and not timed."""
 
     success: Duration
     fail: Duration
@@ -194,12 +194,15 @@ def check_load(parameters: Collection[str]) -> None:
         raise ApiError(400, f"parameter {min(parameters)!r} is not taken: {words}", param=min(parameters))
 
 
-async def find(repository: Repository, name: str, version: str = "") -> Model:
-    """A model that is served, loaded now where that waits for the first who asks. Raises UnknownModel, CannotLoad."""
+async def find(
+    repository: Repository, name: str, version: str = "", session: Callable[[], str | None] | None = None
+) -> Model:
+    """A model that is served, loaded now where that waits for the first who asks. session: tells the id of the session
+    that a request is of, whose requests go to one version. Raises UnknownModel, CannotLoad."""
     reference = f"{name}:{version}" if version else name
     while True:  # what was loaded may be evicted before this goes on
         try:
-            return repository.get(reference)
+            return repository.get(reference, session)
         except NotLoaded:
             await repository.load(reference)
 
@@ -301,8 +304,8 @@ def _statistics(name: str, version: str, metrics: Metrics) -> ModelStats:
             compute_input=stages["decode"],
             compute_infer=Duration(runs.requests, round(runs.request_seconds * 1e9)),
             compute_output=stages["encode"],
-            cache_hit=none,
-            cache_miss=none,
+            cache_hit=Duration(runs.cached["hits"], 0),
+            cache_miss=Duration(runs.cached["misses"], 0),
         ),
         batch_stats=[
             BatchStats(rows, none, Duration(count, round(seconds * 1e9)), none)

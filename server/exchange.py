@@ -182,8 +182,11 @@ class Exchange(ABC):
             raise ApiError(503, str(error), param="model", code="model_unavailable", headers=headers) from error
 
     async def answers(self, model: Model, block: Block, wanted: Wanted) -> Any:
-        """Queue the rows and wait for what Ticket.future gives."""
-        return await self.result(self.submit(model, block, wanted).future)
+        """Queue the rows and wait for what Ticket.future gives. Raises as `submit` and `result` do."""
+        try:
+            return await self.submit(model, block, wanted).future
+        except (DeadlinePassed, QueueFull) as error:
+            raise self.unanswered(error) from error
 
     def submit(self, model: Model, block: Block, wanted: Wanted, param: str = "input") -> Ticket:
         """Queue the rows; the request is dropped when the client has gone before its turn comes. param: the field that
@@ -212,15 +215,19 @@ class Exchange(ABC):
         RunFailed."""
         try:
             return await answered
-        except DeadlinePassed as error:
-            seconds = self.timeout
-            if self.asked_timeout is not None and time.perf_counter() - self.start >= self.asked_timeout:
-                seconds = self.asked_timeout
-            waited = f"the request waited {seconds:g} s, its deadline, and was dropped"
-            raise ApiError(408, waited, code="deadline_exceeded") from error
-        except QueueFull as error:
+        except (DeadlinePassed, QueueFull) as error:
+            raise self.unanswered(error) from error
+
+    def unanswered(self, error: DeadlinePassed | QueueFull) -> ApiError:
+        """What a client is told of that."""
+        if isinstance(error, QueueFull):
             assert self.model is not None, "whoever waits for one has found it"
-            raise no_room(self.model, error) from error
+            return no_room(self.model, error)
+        seconds = self.timeout
+        if self.asked_timeout is not None and time.perf_counter() - self.start >= self.asked_timeout:
+            seconds = self.asked_timeout
+        waited = f"the request waited {seconds:g} s, its deadline, and was dropped"
+        return ApiError(408, waited, code="deadline_exceeded")
 
 
 class AsgiExchange(Exchange):

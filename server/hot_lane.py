@@ -68,9 +68,9 @@ class HotExchange(Exchange):
 
     def __init__(self, lane: Lane, known: KnownHead, start: float) -> None:
         super().__init__(lane.shared, start)
-        self.head, self.route, self.keep_alive = known
-        self.take(self.head)
-        self.identity = lane.log.identity(self.head.headers if self.head.request_id else ())
+        head, self.route, self.keep_alive = known
+        self.take(head)
+        self.identity = lane.log.identity(head.headers if head.request_id else ())
         self.pieces: list[bytes | memoryview] = []
 
     @property
@@ -79,6 +79,10 @@ class HotExchange(Exchange):
 
     async def buffer(self) -> bytes | memoryview:
         return whole(self.pieces)
+
+    async def body(self) -> bytes:
+        found = whole(self.pieces)
+        return found if isinstance(found, bytes) else bytes(found)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         for piece in self.pieces:
@@ -344,6 +348,8 @@ class HotLane(HttpToolsProtocol):
         if exchange.problem is not None:
             self._refuse(exchange, exchange.problem)
             return
+        if self.stopping:
+            self.tasks.add(cast(Any, exchange))
         exchange.coroutine = replied(exchange.route.name, exchange, exchange.route.answer)
         self._step()
 

@@ -9,7 +9,7 @@ import time
 import msgspec
 
 from finetune.jobs.store import opened
-from server.keys import KeyStore, Limits, Scope, UnknownKey, Used, today
+from server.keys import KeyStore, Limits, Name, Scope, UnknownKey, Used, today
 from server.settings import Settings
 
 
@@ -28,7 +28,7 @@ def create(parsed: argparse.Namespace, keys: KeyStore) -> int:
     scopes = msgspec.convert([scope.strip() for scope in parsed.scopes.split(",")], list[Scope])
     given = {field: getattr(parsed, field) for field in Limits.__struct_fields__}
     limits = msgspec.convert({field: limit for field, limit in given.items() if limit is not None}, Limits)
-    secret, key = keys.create(parsed.name, scopes, limits)
+    secret, key = keys.create(msgspec.convert(parsed.name, Name), scopes, limits)
     print(f"key {key.id} for {key.name}; it is shown once and kept nowhere:", file=sys.stderr)
     print(secret)
     return 0

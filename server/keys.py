@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -33,7 +34,9 @@ class Scope(enum.StrEnum):
     ADMIN = "admin"
 
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
+KEY_ID = re.compile(r"esp_[0-9a-f]{8}")
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -121,13 +124,16 @@ class KeyStore:
 
     def revoke(self, key_id: str) -> Key:
         """From now on it opens nothing; one that was revoked before stays as it is. Raises UnknownKey."""
+        unknown = UnknownKey(f"no key {key_id!r}; an id is what a key begins with, e.g. esp_0a1b2c3d")
+        if not KEY_ID.fullmatch(key_id):
+            raise unknown
         mine = api_keys.c.id == key_id
         with self.engine.begin() as connection:
             still = mine & api_keys.c.revoked_at.is_(None)
             connection.execute(api_keys.update().where(still).values(revoked_at=time.time()))
             row = connection.execute(select(api_keys).where(mine)).one_or_none()
         if row is None:
-            raise UnknownKey(f"no key {key_id!r}; an id is what a key begins with, e.g. esp_0a1b2c3d")
+            raise unknown
         return _key(row)
 
     def state(self) -> tuple[int, int]:

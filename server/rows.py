@@ -13,10 +13,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -26,6 +24,7 @@ from export.processing.images import decode_image
 from export.processing.inputs import BadInput, ImageInput, SeriesInput, TextInput, VectorInput
 from export.processing.series import series
 from export.processing.vectors import vector, vectors
+from server.cut_numbers import cut, one_vector
 from server.errors import ApiError
 from server.exchange import Exchange, decode_json
 from server.runtime.batcher import Block
@@ -35,8 +34,6 @@ from server.upload import UploadForm
 MOST_CHARACTERS = 1_000_000
 # A JSON body up to this size is decoded on the event loop: handing it to a thread would cost more.
 INLINE_BYTES = 64 * 1024
-# What a body with one vector looks like where it begins.
-FLAT = re.compile(rb'"input"\s*:\s*\[\s*[-0-9]')
 
 decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
@@ -70,6 +67,8 @@ async def read_request(exchange: Exchange, decoder: msgspec.json.Decoder[R], ans
         head.options = options(head.fields(), decoder.type)
     model = await exchange.find(head.options.model, answer)
     body = await exchange.buffer()
+    if head.kind == "application/octet-stream" and len(body) <= INLINE_BYTES:
+        return model, raw_rows(model, head.kind, body), head.options
     return model, await off_loop(len(body), model, raw_rows, model, head.kind, body), head.options
 
 
@@ -77,29 +76,15 @@ async def read_json(exchange: Exchange, decoder: msgspec.json.Decoder[R], answer
     """As `read_request`, of a JSON body."""
     body = await exchange.body()
     model: Model | None = None
-    if len(body) <= INLINE_BYTES and FLAT.search(body, 0, 512) is not None:
-        # Most likely one vector, or a series: where it is, the numbers are read with all the rest.
-        try:
-            flat = flat_decoder(decoder.type).decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass  # what is wrong, if anything, is said below
-        else:
-            model = await exchange.find(flat.model, answer)
-            spec = model.reads
-            if isinstance(spec, VectorInput):
-                return model, (vectors([flat.input], spec), 0), flat
-            if isinstance(spec, SeriesInput):
-                return model, ([series(flat.input, spec)], 0), flat
+    if len(body) <= INLINE_BYTES and (parts := cut(body, decoder.type)) is not None:
+        rest, numbers = parts
+        model = await exchange.find(rest.model, answer)
+        if isinstance(spec := model.reads, VectorInput) and (block := one_vector(numbers, spec)) is not None:
+            return model, (block, 0), rest
     request = decode_json(body, decoder)
     if model is None:
         model = await exchange.find(request.model, answer)
     return model, await off_loop(len(body), model, json_rows, model, request.input), request
-
-
-@cache
-def flat_decoder(kind: type[R]) -> msgspec.json.Decoder[R]:
-    """Of a request whose `input` is a list of numbers."""
-    return msgspec.json.Decoder(msgspec.defstruct(kind.__name__, [("input", list[float])], bases=(kind,)))
 
 
 def options(fields: Mapping[str, str], kind: type[R]) -> R:
@@ -117,8 +102,6 @@ def options(fields: Mapping[str, str], kind: type[R]) -> R:
 async def off_loop(size: int, model: Model, function: Callable[..., Rows], *arguments: Any) -> Rows:
     """Call `function`, on a thread when it is likely to take longer than the hop: images, texts, large bodies."""
     if size <= INLINE_BYTES and isinstance(model.reads, VectorInput | SeriesInput):
-        return function(*arguments)
-    if size <= INLINE_BYTES and function is raw_rows and arguments[1] == "application/octet-stream":
         return function(*arguments)
     return await on_thread(function, *arguments)
 

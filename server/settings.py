@@ -34,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     home: Annotated[Path, Meta(description="folder of everything the server keeps")] = Path("espalier-data")
     database: Annotated[str, Meta(description="SQLAlchemy URL of the job store; empty: SQLite in home")] = ""
     repository: Annotated[Path, Meta(description="folder of published models; empty: home/repository")] = Path()
+    repository_url: Annotated[
+        str, Meta(description="object storage that the folder mirrors: s3://bucket/models, gs://, az://; empty: none")
+    ] = ""
     backbones: Annotated[dict[str, str], Meta(description="more backbones: name=folder or hub id, comma between")] = {}
     allow_hub: Annotated[bool, Meta(description="let jobs name any model of the Hugging Face hub")] = False
     providers: Annotated[list[str], Meta(description="ONNX Runtime providers; empty: CUDA if there, then CPU")] = []
@@ -168,6 +171,8 @@ def parse(field: str, text: str, source: str) -> Any:
 
 
 def convert(field: str, value: Any, source: str) -> Any:
+    if field == "repository" and "://" in str(value):
+        raise SettingsError(f"{source}: a folder is expected, got {value!r}; object storage goes into repository_url")
     try:
         return msgspec.convert(value, FIELDS[field], strict=False, dec_hook=lambda kind, found: kind(found))
     except (msgspec.ValidationError, TypeError) as error:

@@ -1,15 +1,18 @@
-"""OpenTelemetry's spans of requests that were answered. The server imports this where traces are wanted, and only then.
+"""OpenTelemetry's spans of requests that were answered, and of jobs that have ended.
 
-Names of attributes are OpenTelemetry's where it has them (http.*, rpc.*, gen_ai.*), else espalier.*.
+The server imports this where traces are wanted, and only then. Names of attributes are OpenTelemetry's where it has
+them (http.*, rpc.*, gen_ai.*), else espalier.*.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -18,11 +21,13 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from finetune.jobs.states import State
+from finetune.jobs.store import Job
 from server.generation_metrics import Times
 from server.traces import Answered, Origin, Ran
 
-# A batch names no more of the other requests that ran in it.
-MOST_LINKS = 64
+# A batch names no more of the other requests that ran in it; what OpenTelemetry lets a span have by default.
+MOST_LINKS = 128
 SPANS_A_SEND = 512
 SEND_TIMEOUT_SECONDS = 5.0
 
@@ -49,6 +54,9 @@ class Sender:
         found = spans(answered, self.resource)
         for first in range(0, len(found), SPANS_A_SEND):
             self.exporter.export(found[first : first + SPANS_A_SEND])
+
+    def send_job(self, job: Job, stages: Sequence[tuple[State, float]]) -> None:
+        self.exporter.export(job_spans(job, stages, self.resource))
 
     def close(self) -> None:
         self.exporter.shutdown()
@@ -112,8 +120,10 @@ class Trace:
             return  # dropped before its turn
         # A translation is told as it is written, and its request may be over before the run is.
         finished, inference = ran.finished or self.one.end, ran.inference or self.one.end - ran.started
-        others = [one for one in batch if one is not self.one.origin]
-        links = [Link(context(one.trace, one.span)) for one in others[:MOST_LINKS]]
+        # One of them links to all others, and these to it: links that were all with all would be most of a trace.
+        first = batch[0]
+        others = batch[1 : 1 + MOST_LINKS] if first is self.one.origin else [first]
+        links = [Link(context(one.trace, one.span)) for one in others]
         rows: Attributes = {"espalier.batch.rows": ran.batch_rows}
         together = self.part("batch", ran.started, finished, rows | self.model(), links=links)
         about = rows | ({} if self.one.provider is None else {"espalier.provider": self.one.provider})
@@ -174,6 +184,41 @@ class Trace:
                 instrumentation_scope=self.scope,
             )
         )
+
+
+def job_spans(job: Job, stages: Sequence[tuple[State, float]], resource: Resource) -> list[ReadableSpan]:
+    """Of a job that has ended, and of each state that it was in before. stages: with the moment that each began, the
+    first and the last at least. Their ids follow from the job's: where servers share a job store, all tell the same."""
+    trace = int(hashlib.sha256(job.id.encode()).hexdigest()[:32], 16)
+
+    def span(number: int, name: str, start: float, end: float, about: Attributes, status: Status) -> ReadableSpan:
+        return ReadableSpan(
+            name,
+            context(trace, (trace + number) % 2**64 or 1),
+            None if number == 0 else made[0].context,
+            resource,
+            about,
+            status=status,
+            start_time=round(start * 1e9),
+            end_time=round(max(start, end) * 1e9),
+            instrumentation_scope=InstrumentationScope("espalier"),
+        )
+
+    about: Attributes = {
+        "espalier.job": job.id,
+        "espalier.model": job.name,
+        "espalier.base_model": job.recipe.model if isinstance(job.recipe.model, str) else job.recipe.model.architecture,
+        "espalier.trained_samples": job.trained_samples,
+        "espalier.state": job.state.value,
+    }
+    if job.result is not None:
+        about["espalier.version"] = job.result.version
+    status = Status() if job.error is None else Status(StatusCode.ERROR, job.error.message)
+    made: list[ReadableSpan] = []
+    made.append(span(0, "fine_tuning.job", stages[0][1], stages[-1][1], about, status))
+    for number, ((state, start), (_, end)) in enumerate(pairwise(stages), 1):
+        made.append(span(number, state.value, start, end, {"espalier.job": job.id}, Status()))
+    return made
 
 
 def context(trace: int, span: int, *, remote: bool = False) -> SpanContext:

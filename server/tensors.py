@@ -66,11 +66,14 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Signature:
-    """The tensors of one model. optional: inputs that may be left out. labels: by output, what its columns are called,
-    where they have names."""
+    """The tensors of one model. main: the input that holds what is read. alternative: that of BYTES, which stands for
+    the inputs of the graph; None where there is none. optional: inputs that may be left out. labels: by output, what
+    its columns are called, where they have names."""
 
     inputs: dict[str, Described]
     outputs: dict[str, Described]
+    main: str
+    alternative: str | None
     optional: frozenset[str]
     labels: dict[str, list[str]]
 
@@ -84,7 +87,7 @@ def signature(manifest: Manifest) -> Signature:
     outputs = {spec.name: _described(spec) for spec in manifest.outputs}
     labels = {"logits": _columns(manifest.task, manifest.labels)} if "logits" in outputs else {}
     labels |= {f"logits_{name}": _columns(head.task, head.labels) for name, head in manifest.heads.items()}
-    return Signature(inputs, outputs, frozenset(optional), labels)
+    return Signature(inputs, outputs, manifest.inputs[0].name, alternative, frozenset(optional), labels)
 
 
 def _columns(task: str, labels: list[str]) -> list[str]:
@@ -141,7 +144,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     if datatype == "FP16":
         raise BadInput(f"input {name!r}: FP16 is sent in binary, with binary_data_size")
     depth = _brackets(data)
-    if depth not in (1, len(shape)):
+    if depth not in (1, len(shape) or 1):
         raise BadInput(f"input {name!r}: `data` is one flat list, or lists as deep as the shape {list(shape)}")
     kind: Any = ELEMENTS.get(datatype, int)
     for _ in range(depth):
@@ -218,8 +221,7 @@ def block(
         if name in given:
             raise BadInput(f"input {name!r} is given twice")
         given[name] = data
-    alternative = next((name for name, one in known.inputs.items() if one.datatype == "BYTES"), None)
-    spec = manifest.input
+    spec, main, alternative = manifest.input, known.main, known.alternative
     if alternative in given:
         if len(given) > 1:
             raise BadInput(f"input {alternative!r} stands for the other inputs: send it alone, or them")
@@ -228,7 +230,6 @@ def block(
             return np.stack([decode_image(element, spec) for element in elements])
         assert texts is not None, "a text model has a tokenizer"
         return texts.encode([_text(element, i) for i, element in enumerate(elements)])
-    main = manifest.inputs[0].name
     if (array := given.get(main)) is None:
         instead = f", or {alternative!r}" if alternative else ""
         raise BadInput(f"input {main!r} is missing{instead}: {known.inputs[main].datatype} {known.inputs[main].shape}")

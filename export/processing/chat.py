@@ -47,6 +47,11 @@ class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     tool_call_id: str | None = None
 
 
+def joined(parts: Sequence[str]) -> str:
+    """The content of a message that came in parts, the same in training and in serving."""
+    return "\n".join(parts)
+
+
 def render(template: str, messages: Sequence[Message], *, generate: bool, bos: str, eos: str) -> str:
     """The text of a chat, special tokens included. generate: whether it ends with the beginning of an answer. bos, eos:
     the tokenizer's, as text; empty where it has none.

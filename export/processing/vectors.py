@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,9 +9,6 @@ from functools import lru_cache
 import numpy as np
 
 from export.processing.inputs import BadInput, VectorInput
-
-# Numbers up to which a dot product is the quickest look at whether all are finite; larger ones wake BLAS's threads.
-FEW = 4096
 
 
 def vector(values: Sequence[float] | bytes, spec: VectorInput) -> np.ndarray:
@@ -56,8 +52,7 @@ def vectors(rows: Sequence[Sequence[float]] | bytes | memoryview, spec: VectorIn
         except struct.error:  # a wrong count, or no numbers
             return np.stack([vector(row, spec) for row in rows])
     block: np.ndarray = flat.reshape(-1, spec.features)
-    # One number that is not finite makes the dot product so; so do large ones, for which each is looked at.
-    if not (flat.size <= FEW and math.isfinite(flat.dot(flat))) and not np.isfinite(flat).all():
+    if not np.isfinite(flat).all():
         for row in block if isinstance(rows, bytes | memoryview) else rows:
             vector(row.tobytes() if isinstance(row, np.ndarray) else row, spec)
     return block

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from export.processing.chat import Message
+from export.processing.chat import Message, joined
 from finetune.data.lines import MOST_LINE_BYTES, Lines, decoded, open_lines
 from finetune.data.problems import BadFile
 from finetune.data.tables import Table, form_of
@@ -158,7 +158,7 @@ def _content(content: Any, where: str) -> str:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind != "text" or not isinstance(part.get("text"), str):
                 raise BadFile(f"{where}.content[{i}]: {_shown(kind)}; only parts of type text are learned")
-        content = "".join(part["text"] for part in content)
+        content = joined([part["text"] for part in content])
     if content is None or (isinstance(content, str) and not content.strip()):
         raise BadFile(f"{where}.content: empty")
     if not isinstance(content, str):

@@ -328,6 +328,20 @@ class JobStore:
         with self.reading.connect() as connection:
             return {(row.id, row.name): msgspec.json.decode(row.metrics) for row in connection.execute(query)}
 
+    def finished_since(self, moment: float) -> list[Job]:
+        """Jobs that ended after this moment, in the order in which they did."""
+        query = select(schema.jobs).where(schema.jobs.c.finished_at > moment).order_by(schema.jobs.c.finished_at)
+        with self.reading.connect() as connection:
+            return [_to_job(row) for row in connection.execute(query)]
+
+    def stages(self, job_id: str) -> list[tuple[State, float]]:
+        """The states that a job has been in, in their order, and when it came into each."""
+        events = schema.events.c
+        query = select(events.data, events.created_at).where(events.job_id == job_id, events.type == "state")
+        with self.reading.connect() as connection:
+            rows = connection.execute(query.order_by(events.sequence)).all()
+        return [(State(msgspec.json.decode(row.data)["state"]), row.created_at) for row in rows]
+
     # What happens in a job
 
     def add_event(

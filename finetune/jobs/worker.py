@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from export.publish import sweep
+from export.staging import sweep
 from finetune.data.files import FileStore
 from finetune.jobs.states import State
 from finetune.jobs.store import Job, JobError, JobStore, LeaseLost, NotThere, Published

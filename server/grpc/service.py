@@ -49,12 +49,17 @@ class Traced:
 
 
 class Call(NamedTuple):
-    """What a request comes with. left: seconds until the client's deadline; None where it set none. traced: None where
-    it is not to be."""
+    """What a request comes with. headers: gRPC's metadata. left: seconds until the client's deadline; None where it set
+    none. traced: None where it is not to be."""
 
+    headers: list[tuple[bytes, bytes]]
     caller: Caller | None
     left: float | None
     traced: Traced | None
+
+    def session(self) -> str | None:
+        """The id of the session that a request is of, where it says so."""
+        return next((value.decode("latin-1") for name, value in self.headers if name == b"x-session-id"), None)
 
 
 Unary = Callable[[Any, Call], Awaitable[Any]]
@@ -68,8 +73,8 @@ class Service:
         self.metrics: Metrics = state.metrics
         self.settings: Settings = state.settings
         self.access: Access = state.access
-        self.stopping: asyncio.Event = state.stopping
         self.traces: Traces | None = state.traces
+        self.stopping: asyncio.Event = state.stopping
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         sent = inference_pb2
@@ -127,15 +132,13 @@ class Service:
 
     def _admitted(self, context: Context, path: str) -> Call:
         """Raises ApiError 401, 403, 429."""
-        caller = traced = None
-        if self.access.on or self.traces is not None:
-            metadata = context.invocation_metadata() or ()
-            headers = [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata]
-            if self.access.on:
-                caller = self.access.admit(headers, "POST", path, address(context.peer()))
-            if self.traces is not None and path.endswith("Infer") and (origin := self.traces.origin(headers)):
-                traced = Traced(origin, time.perf_counter())
-        return Call(caller, context.time_remaining(), traced)
+        metadata = context.invocation_metadata() or ()
+        headers = [(key.encode(), value.encode() if isinstance(value, str) else value) for key, value in metadata]
+        caller = self.access.admit(headers, "POST", path, address(context.peer())) if self.access.on else None
+        traced = None
+        if self.traces is not None and path.endswith("Infer") and (origin := self.traces.origin(headers)):
+            traced = Traced(origin, time.perf_counter())
+        return Call(headers, caller, context.time_remaining(), traced)
 
     def _ended(self, path: str, request: Any, call: Call | None, code: grpc.StatusCode) -> None:
         """Count a request, and trace it."""
@@ -190,6 +193,7 @@ class Service:
         return inference_pb2.ModelConfigResponse(config=found)
 
     async def model_statistics(self, request: Any, call: Call) -> Any:
+        await self.metrics.gathered()
         found = descriptions.statistics(self.repository, self.metrics, request.name, request.version)
         return _message(found, inference_pb2.ModelStatisticsResponse)
 
@@ -208,9 +212,8 @@ class Service:
 
     async def model_infer(self, request: Any, call: Call) -> Any:
         start = time.perf_counter()
-        reference = f"{request.model_name}:{request.model_version}" if request.model_version else request.model_name
         async with asyncio.timeout(self.settings.request_seconds if call.left is None else call.left):
-            model = await descriptions.find(self.repository, reference)
+            model = await descriptions.find(self.repository, request.model_name, request.model_version, call.session)
         model.requests += 1
         if call.traced is not None:
             call.traced.model = model

@@ -12,6 +12,8 @@ from litestar.datastructures import State as AppState
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import Stream
 
+from export.bundle import DamagedBundle
+from export.storage import pull
 from finetune.admission import Refused, UnknownModel, Unusable, admit
 from finetune.data.validation import Report
 from finetune.jobs.states import FINISHED, IllegalTransition, State
@@ -165,6 +167,10 @@ def create_job(state: AppState, data: JSONBody[Recipe]) -> JobObject:
     validation = report_of(store, data.validation_file, "validation_file") if data.validation_file is not None else None
     unlabelled = {file_id: report_of(store, file_id, "terms") for file_id in data.unlabelled_files()}
     settings = state.settings
+    try:
+        pull(settings.repository, data.begins_with())
+    except (OSError, DamagedBundle) as error:
+        raise ApiError(503, f"the repository: {error}", code="repository_unavailable") from error
     try:
         name = admit(
             data,

@@ -13,13 +13,13 @@ from litestar.params import FromPath, JSONBody
 
 from server.access import Access
 from server.errors import ApiError
-from server.keys import Key, KeyStore, Limits, Scope, UnknownKey, Used, today
+from server.keys import Key, KeyStore, Limits, Name, Scope, UnknownKey, Used, today
 
 
 class KeyRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """scopes: infer (ask models), train (files and fine-tuning jobs), metrics (read /metrics), admin (everything)."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    name: Name
     scopes: Annotated[list[Scope], msgspec.Meta(min_length=1)]
     limits: Limits = Limits()
 

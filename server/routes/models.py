@@ -10,12 +10,11 @@ from litestar import get
 from litestar.datastructures import State
 from litestar.params import FromPath
 
-from export import bundle
 from export.bundle import DamagedBundle, Manifest
 from finetune.admission import trainable
 from server.errors import ApiError
-from server.runtime.deployment import DeploymentError, read
-from server.runtime.repository import Repository, UnknownModel
+from server.runtime.deployment import DeploymentError
+from server.runtime.repository import Repository, UnknownModel, bundles_of
 from server.settings import Settings
 
 CLASSIFIERS = ("classification", "binary", "multi_label")
@@ -103,16 +102,17 @@ def published(manifest: Manifest, status: str) -> ModelObject:
 
 
 def listing(settings: Settings) -> list[ModelObject]:
-    """The newest version of every published model, then what can be fine-tuned."""
+    """The newest version of every published model, then what can be fine-tuned. Raises OSError."""
     found: list[ModelObject] = []
-    for name in bundle.names(settings.repository):
-        versions = bundle.versions(settings.repository, name)
+    bundles = bundles_of(settings)
+    for name, there in sorted(
+        bundles.look(()).items() if settings.repository.is_dir() or settings.repository_url else ()
+    ):
         with suppress(DamagedBundle):
-            folder = settings.repository / name
-            one = published(bundle.read_manifest(folder / str(versions[-1])), "published")
-            one.versions = [VersionObject(version=version, state="unavailable") for version in versions]
+            one = published(bundles.manifest(name, max(there.versions)), "published")
+            one.versions = [VersionObject(version=version, state="unavailable") for version in sorted(there.versions)]
             with suppress(DeploymentError):
-                deployment = read(folder)
+                deployment = bundles.deployment(name)
                 one.aliases = deployment.aliases
                 total = sum(deployment.traffic.values())
                 one.traffic = {version: weight / total for version, weight in deployment.traffic.items()}

@@ -26,6 +26,7 @@ import numpy as np
 
 from server.histograms import Distribution
 from server.runtime.answers import Rows
+from server.runtime.run_times import RunTimes
 from server.runtime.runs import Runs
 from server.runtime.throughput import Throughput
 
@@ -39,6 +40,8 @@ PRIORITIES = range(-3, 4)
 HEAD_START_SECONDS = 1.0
 # Of the time that is left to its deadline, how much of it a request may be expected to wait and run: throughput varies.
 MOST_OF_THE_TIME = 0.8
+# And how much of all its time its run may take: batches are no larger.
+RUN_SHARE = 0.25
 # How many waiting rows are looked at for rows of alike length, in batches.
 LOOK_AHEAD = 8
 
@@ -198,10 +201,13 @@ class Batcher:
         self.parallel = parallel
         self.scheduled = False
         self.timer: asyncio.TimerHandle | None = None
+        self.run_times = RunTimes()
         self.run_seconds = 0.0  # of late, smoothed
+        self.ample = 0.0  # who has so many seconds left is in time behind the fullest queue
+        self.ends: dict[int, float] = {}  # when the runs are expected to, by the identity of their batches
         self.throughput = Throughput()  # in rows, while more of them wait
         self.answered = Throughput()  # in requests, whatever there is to do
-        self.finished = time.perf_counter()  # the last run
+        self.finished = time.perf_counter()  # the last run, or when it had something to do again
         self.backlog_since: float | None = None  # that every run is taken and more waits
         self.executor = ThreadPoolExecutor(parallel, thread_name_prefix="session") if parallel else None
 
@@ -223,11 +229,12 @@ class Batcher:
         if ticket.queued > deadline:
             self._drop(ticket, "deadline", DeadlinePassed())
             return ticket
-        if self.waiting_rows or ticket.rows > self.queue_limit:
-            self.admit(deadline - ticket.queued, priority)
-            if not self._room(ticket):
-                self.refused("queue_full")
-                raise QueueFull(seconds_to_wait(self.expected_wait(priority)))
+        left = deadline - ticket.queued
+        if left < self.ample:
+            self.admit(left, priority)
+        if (self.waiting_rows or ticket.rows > self.queue_limit) and not self._room(ticket):
+            self.refused("queue_full")
+            raise QueueFull(seconds_to_wait(self.expected_wait(priority)))
         lane.append(ticket)
         lane.rows += ticket.rows
         self.waiting_rows += ticket.rows
@@ -238,7 +245,7 @@ class Batcher:
 
     def admit(self, left: float, priority: int) -> None:
         """Whether a request that came now, with so many seconds left, could be answered in time. Raises Overloaded."""
-        if not self.waiting_rows:
+        if not self.waiting_rows and self.running != self.parallel:
             return
         wait = self.expected_wait(priority)
         if wait > 0.0 and wait + self.run_seconds > MOST_OF_THE_TIME * left:
@@ -246,13 +253,23 @@ class Batcher:
             raise Overloaded(seconds_to_wait(wait), wait)
 
     def expected_wait(self, priority: int) -> float:
-        """Seconds until a request that came now would be run; 0 as long as one cannot tell. What was measured may be
-        long ago and from worse times, so it is no longer than the batches ahead take if they take as long as the
-        last."""
-        ahead = self.waiting_rows
+        """Seconds until a request that came now would be run; 0 as long as one cannot tell."""
+        ahead, free = self.waiting_rows, 0.0
+        if self.ends and self.running == self.parallel:
+            free = abs(min(self.ends.values()) - time.perf_counter())  # what is overdue may take as long again
         if len(self.lanes) > 1:
             ahead = sum(lane.rows for lane in self.lanes.values() if lane.priority >= priority)
-        return min(ahead / self.throughput.rate(), (ahead // self.max_batch_size + 1) * self.run_seconds)
+        return max(free, self._seconds_of(ahead, free)) if ahead else free
+
+    def _seconds_of(self, rows: int, free: float) -> float:
+        """Until so many rows that wait are run, if a run is free in `free` seconds. The throughput may be from long ago
+        and from worse times, so it is no longer than they would take one batch after the other."""
+        size = min(rows, self.max_batch_size)
+        one_by_one = free + self.run_times.expected(size) * rows / size
+        if not self.throughput.seconds:
+            return one_by_one / max(1, self.parallel)
+        since = 0.0 if self.backlog_since is None else time.perf_counter() - self.backlog_since
+        return min(rows / self.throughput.rate(since), one_by_one)
 
     def _new_lane(self, priority: int) -> Lane:
         assert priority in PRIORITIES, "whoever reads the request has seen to that"
@@ -316,21 +333,23 @@ class Batcher:
             self.timer.cancel()
             self.timer = None
         if self.executor is None:
-            if batch := self._next_batch(self._size(1)):
+            if batch := self._next_batch(1):
                 self._finish(batch, *self._work(batch, self._begin(batch)))
             return
         while self.waiting_rows and (free := self.parallel - self.running):
-            batch = self._next_batch(self._size(free))
-            if batch:
+            if batch := self._next_batch(free):
                 self.running += 1
+                rows = sum(len(block) for _, _, block in batch)
+                self.ends[id(batch)] = time.perf_counter() + self.run_times.expected(rows)
                 self.executor.submit(self._work_elsewhere, batch, self._begin(batch))
 
-    def _size(self, free: int) -> int:
-        """Rows of the next batch, where so many can run now."""
+    def _size(self, free: int, first: Ticket) -> int:
+        """Rows of the next batch, where so many can run now; first: whose turn it is."""
+        most = self.run_times.largest(RUN_SHARE * (first.deadline - first.queued), self.max_batch_size)
         for size in reversed(self.preferred):
-            if size <= self.waiting_rows:
+            if size <= min(most, self.waiting_rows):
                 return size
-        return min(self.max_batch_size, -(-self.waiting_rows // free))
+        return min(most, -(-self.waiting_rows // free))
 
     def _begin(self, batch: list[Part]) -> set[Wanted]:
         """Note that the batch starts; what is wanted of it."""
@@ -365,18 +384,23 @@ class Batcher:
         self, batch: list[Part], found: dict[Wanted, Value] | None, error: Exception | None, seconds: float
     ) -> None:
         self.running -= 1
+        del self.ends[id(batch)]
         self._finish(batch, found, error, seconds)
 
     def _finish(
         self, batch: list[Part], found: dict[Wanted, Value] | None, error: Exception | None, seconds: float
     ) -> None:
         self.inference_seconds.observe(seconds)
+        rows = sum(len(block) for _, _, block in batch)
+        self.run_times.add(rows, seconds)
         self.run_seconds += (0.2 if self.run_seconds else 1.0) * (seconds - self.run_seconds)
         now = time.perf_counter()
         self.answered.add(len(batch), now - self.finished)
         self.finished = now
         if self.backlog_since is not None:
-            self.throughput.add(sum(len(block) for _, _, block in batch), now - self.backlog_since)
+            self.throughput.add(rows, now - self.backlog_since)
+        wait = self._seconds_of(self.queue_limit, self.run_seconds)
+        self.ample = (wait + self.run_seconds) / MOST_OF_THE_TIME
         if self.waiting_rows:
             if self.executor is None:
                 if not self.scheduled:
@@ -418,9 +442,13 @@ class Batcher:
         if ticket.open == 0:
             ticket.future.set_result(joined(ticket.parts, isinstance(ticket.wanted, str)))
 
-    def _next_batch(self, size: int) -> list[Part]:
-        """The request whose turn it is and up to `size` rows in all, taken off the queue."""
+    def _next_batch(self, free: int) -> list[Part]:
+        """The request whose turn it is and others, taken off the queue, where so many batches can run now."""
         now = time.perf_counter()
+        turn = self._next(now)
+        if turn is None:
+            return []
+        size = self._size(free, turn)
         if self.length is not None:
             return self._alike_batch(size, self.length, now)
         batch: list[Part] = []

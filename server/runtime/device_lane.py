@@ -4,7 +4,7 @@ back by one copy an output, from and to page-locked memory, and nothing else cro
 The memory is kept and grows with the largest batch. Copies and kernels are put on the stream one behind the other, and
 the thread waits once, at the end: lanes side by side copy while others compute.
 
-A captured lane has ONNX Runtime record what a batch of one shape puts on the stream, and replays it by one call. While
+A captured lane has ONNX Runtime record what a batch of one size puts on the stream, and replays it by one call. While
 it records, no other thread of the process may ask CUDA for memory, so everybody else waits (`capturing`).
 """
 
@@ -26,8 +26,6 @@ from server.runtime.cuda_runtime import TO_DEVICE, TO_HOST
 
 log = logging.getLogger("espalier.session")
 
-# A batch is filled up to one of these sizes where graphs are captured or convolutions are tuned for each.
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Of texts there may be as many shapes as there are lengths.
 MOST_BINDINGS = 256
 # Runs of one shape until ONNX Runtime has recorded it: two that prepare, one that records.
@@ -126,14 +124,16 @@ class Lane:
         device_name: str,
         device: int,
         stream: int,
-        captured: bool,
-        fill: bool,
+        size: int | None = None,
+        captured: bool = False,
     ) -> None:
-        """session: computes on `stream`. device_name: of its memory, as ONNX Runtime calls it. captured: it captures
-        CUDA graphs, one a shape. fill: batches are filled up to one of SIZES."""
+        """session: computes on `stream`. device_name: of its memory, as ONNX Runtime calls it. size: that every batch
+        is filled up to. captured: it captures CUDA graphs, and is for one thread alone: ONNX Runtime keeps them for the
+        thread that has recorded them."""
         self.session, self.runtime = session, runtime
         self.device_name, self.device, self.stream = device_name, device, stream
-        self.captured, self.fill = captured, fill
+        self.size, self.captured = size, captured
+        self.provider: str = session.get_providers()[0]
         self.inputs = {tensor.name: TYPES[tensor.type] for tensor in session.get_inputs()}
         self.buffers: dict[str, Buffer] = {}
         self.bindings: dict[Shapes, onnxruntime.IOBinding] = {}
@@ -146,7 +146,7 @@ class Lane:
     def run(self, inputs: Mapping[str, Sequence[np.ndarray]], outputs: Sequence[str]) -> list[np.ndarray]:
         """inputs: by name arrays [rows, …] that are put together along their first axis. The outputs of that batch."""
         rows = sum(len(part) for part in next(iter(inputs.values())))
-        padded = self._padded(rows)
+        padded = max(rows, self.size or 0)
         shapes = {name: (padded, *parts[0].shape[1:]) for name, parts in inputs.items()}
         key = (*shapes.values(), *outputs)
         if not self.captured:
@@ -202,19 +202,11 @@ class Lane:
         self.runtime.synchronize(self.stream)
         return [part.copy() for part in found]
 
-    def warm_up(self, sample: Callable[[int], Mapping[str, np.ndarray]], outputs: Sequence[str], most: int) -> None:
-        """Run batches of all sizes there are up to `most`, until everything that is made at first runs is made.
-        sample: inputs of so many rows."""
-        # The largest first: what is recorded holds addresses, and memory must not move afterwards.
-        for rows in [most, *(size for size in reversed(SIZES) if size < most)] if self.fill else [1]:
-            inputs = {name: [value] for name, value in sample(rows).items()}
-            for _ in range(RECORDING_RUNS if self.captured else 1):
-                self.run(inputs, outputs)
-
-    def _padded(self, rows: int) -> int:
-        if not self.fill:
-            return rows
-        return next((size for size in SIZES if size >= rows), rows)
+    def warm_up(self, sample: Callable[[int], Mapping[str, np.ndarray]], outputs: Sequence[str]) -> None:
+        """Run a batch until everything that is made at first runs is made. sample: inputs of so many rows."""
+        inputs = {name: [value] for name, value in sample(self.size or 1).items()}
+        for _ in range(RECORDING_RUNS if self.captured else 1):
+            self.run(inputs, outputs)
 
     def _buffer(self, name: str, shape: Sequence[int], dtype: np.dtype[Any], *, device: bool = True) -> Buffer:
         """The tensor's memory, made larger where it is too small. device: also on the GPU."""

@@ -36,6 +36,8 @@ from server.tensors import signature
 
 # A full batch that is done sooner than this runs on the event loop: handing it over and back costs about as much.
 INLINE_SECONDS = 0.001
+# So many requests may be open however long they take.
+FREELY_OPEN = 16
 # Steps of the series a model is timed with, where it reads such long ones.
 LONG_SERIES = 4096
 
@@ -44,7 +46,7 @@ LONG_SERIES = 4096
 class Loaded:
     """What a thread has prepared, before the event loop puts a queue in front of it. session: of model.onnx; None of a
     language model, whose network `language` holds. images: the session of the graph that makes images, where that is
-    another than model.onnx."""
+    another than model.onnx. row_seconds: of a run of one row, where that was measured."""
 
     manifest: Manifest
     deployment: Deployment
@@ -55,6 +57,7 @@ class Loaded:
     language: LanguageModel | None = None
     images: Session | None = None
     inline: bool = False
+    row_seconds: float = 0.0
 
 
 def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
@@ -81,16 +84,26 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, writer=written)
     outputs = [output.name for output in manifest.outputs]
     most = deployment.max_batch_size or manifest.batching.max_batch_size
-    session.warm_up(lambda rows: _blank(manifest, rows), outputs, most)
-    inline = not session.on_device and _seconds(session, manifest, 1, outputs) < INLINE_SECONDS
+    session.warm_up(lambda rows: _blank(manifest, rows), outputs)
+    row_seconds = _seconds(session, manifest, 1, outputs)
+    inline = not session.on_device and row_seconds < INLINE_SECONDS
     inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
     images = None
     if (made := generator(manifest)) is not None and made.graph != "model":
         path = folder / f"{made.graph}.onnx"
         images = Session(path, placed)
         width = made.latent
-        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"], most)
-    return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, images=images, inline=inline)
+        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"])
+    return Loaded(
+        manifest,
+        deployment,
+        session,
+        time.perf_counter() - start,
+        texts,
+        images=images,
+        inline=inline,
+        row_seconds=row_seconds,
+    )
 
 
 def open_session(folder: Path, manifest: Manifest, placed: Placement, precision: str) -> Session:
@@ -165,12 +178,14 @@ class Model:
         # Nothing that the model has may know the model: one that is retired would wait for the garbage collector, and
         # one that was there at the start is not looked at by it.
         name, rejected, cached = self.name, metrics.rejected, metrics.cache
+        runs = metrics.runs[labels]
 
         def refused(reason: str) -> None:
             rejected[name, reason] += 1
 
         def counted(event: str) -> None:
             cached[name, event] += 1
+            runs.cached[event] += 1
 
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
@@ -184,7 +199,7 @@ class Model:
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
-                runs=metrics.runs[labels],
+                runs=runs,
                 refused=refused,
                 preferred=deployed.preferred_batch_sizes,
             )
@@ -194,6 +209,8 @@ class Model:
             0 if loaded.inline else session.parallel,
             len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
         )
+        if loaded.row_seconds:
+            self.batcher.run_times.add(1, loaded.row_seconds)
         self.answers = {"complete"} if loaded.writer else set(known)
         if deployed.cache is not None and loaded.writer is None:  # what is written may be drawn anew each time
             self.cache = ResponseCache(deployed.cache.ttl_seconds, deployed.cache.max_bytes, counted)
@@ -241,15 +258,17 @@ class Model:
         """Ask before the input of a request is read, which counts as open already: whether it can be answered in the
         seconds that are left. Raises Overloaded.
 
-        Open requests are read, wait and run: beyond those that fill two rounds of batches there may be as many as were
-        answered of late in the time that this one has.
+        Open requests are read, wait and run: of more than a few there may be as many as would be answered, as of late,
+        in the time that this one has.
         """
         if (batcher := self.batcher) is None or self.cache is not None:  # the answer may be there
             return
         batcher.admit(left, priority)
-        if self.requests > (freely := 2 * batcher.max_batch_size * max(1, batcher.parallel)) and priority <= 0:
+        if self.requests == 1:  # what was measured must not count the time in which there was nothing to do
+            batcher.finished = time.perf_counter()
+        if self.requests > FREELY_OPEN and priority <= 0:
             rate = batcher.answered.rate()
-            if self.requests > max(freely, MOST_OF_THE_TIME * left * rate):
+            if self.requests > MOST_OF_THE_TIME * left * rate:
                 batcher.refused("overload")
                 raise Overloaded(1, self.requests / rate)
 

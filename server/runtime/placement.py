@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.bundle import DamagedBundle, Manifest, Provider
-from export.processing.inputs import ImageInput, SeriesInput, TextInput
+from export.processing.inputs import ImageInput, LatentInput, SeriesInput, TextInput
 from server.runtime.deployment import Deployment
 from server.settings import Settings
 
@@ -15,9 +15,9 @@ from server.settings import Settings
 class Placement:
     """providers: that are wanted, in order; none: CUDA where it is, then the CPU. parallel: runs at the same time, of a
     GPU for each device; 0: by itself. threads: of one run on the CPU; 0: by the cores. devices: numbers of GPUs; none:
-    the first. captured: batches of one shape are captured as a CUDA graph. tensorrt: before CUDA; engines: the folder
+    the first. captured: batches of one size are captured as a CUDA graph. tensorrt: before CUDA; engines: the folder
     that keeps what it has built. even: inputs differ in the number of rows only (images, vectors). tuned: a kernel is
-    chosen anew for every size of batch (convolutions), so batches are filled up to one of few."""
+    chosen anew for every size of batch (convolutions). most: rows of the largest batch."""
 
     providers: tuple[str, ...] = ()
     parallel: int = 0
@@ -28,6 +28,7 @@ class Placement:
     engines: Path | None = None
     even: bool = False
     tuned: bool = False
+    most: int = 64
 
 
 def graph_of(manifest: Manifest, precision: str, provider: Provider) -> str:
@@ -58,5 +59,6 @@ def placement(settings: Settings, deployment: Deployment, manifest: Manifest) ->
         tensorrt=deployment.tensorrt,
         engines=settings.home / "tensorrt" / manifest.name / str(manifest.version),
         even=not isinstance(manifest.input, TextInput | SeriesInput),
-        tuned=isinstance(manifest.input, ImageInput),
+        tuned=isinstance(manifest.input, ImageInput | LatentInput),
+        most=deployment.max_batch_size or manifest.batching.max_batch_size,
     )

@@ -23,6 +23,7 @@ from typing import Literal
 import msgspec
 
 from export import bundle
+from export.storage import mirror
 from server import heap
 from server.metrics import Metrics
 from server.process import cores
@@ -31,6 +32,7 @@ from server.runtime.footprint import footprint
 from server.runtime.local_bundles import Bundles, LocalBundles
 from server.runtime.model import Model, load
 from server.runtime.references import NotLoaded, References, UnknownModel, View, parts
+from server.runtime.remote_bundles import RemoteBundles
 from server.runtime.served import NOTHING, Plan, Refusal, Served, Standing
 from server.runtime.shadowing import Shadowing
 from server.settings import Settings
@@ -80,9 +82,10 @@ class Entry:
 class Repository(References):
     """`served`: what is known of every name."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, bundles: Bundles | None = None) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        """Raises StorageError for object storage that cannot be used here."""
         super().__init__()
-        self.bundles = bundles or LocalBundles(settings.repository)
+        self.bundles = bundles_of(settings)
         self.folder = settings.repository
         self.settings = settings
         self.metrics = metrics
@@ -100,6 +103,7 @@ class Repository(References):
     async def start(self) -> None:
         """Load what there is, then go on looking."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(mirror, self.folder, self.settings.repository_url)
         await self.refresh()
         self.task = asyncio.create_task(self._poll())
 
@@ -646,6 +650,13 @@ class Repository(References):
         # By then whoever held the model in this turn of the loop has let go of it.
         loop = asyncio.get_running_loop()
         loop.call_later(TRIM_SECONDS, loop.run_in_executor, None, heap.trim)
+
+
+def bundles_of(settings: Settings) -> Bundles:
+    """Where the bundles come from. Raises StorageError."""
+    if settings.repository_url:
+        return RemoteBundles(settings.repository_url, settings.repository)
+    return LocalBundles(settings.repository)
 
 
 def _check(served: Served, deployment: Deployment, old: Deployment) -> None:

@@ -18,6 +18,7 @@ from server.process import cores
 from server.runtime.cuda_runtime import CudaError, CudaRuntime
 from server.runtime.device_lane import DeviceRuntime, Lane
 from server.runtime.placement import Placement
+from server.runtime.sized_lanes import SizedLanes, sizes_up_to
 
 log = logging.getLogger("espalier.session")
 # Without it every session with options for a provider warns that there is no plug-in of the provider's name.
@@ -61,12 +62,12 @@ class Session:
     def __init__(self, path: Path, placement: Placement) -> None:
         """Raises whatever ONNX Runtime raises for a graph that it cannot load."""
         asked = usable(placement.providers)
-        self.lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        self.lanes: queue.SimpleQueue[Lane | SizedLanes] = queue.SimpleQueue()
         self.inner: onnxruntime.InferenceSession | None = None
         self.parallel = 0
         if asked[0] in (CUDA, TENSORRT):
             for lane in device_lanes(path, placement):
-                self.provider: str = lane.session.get_providers()[0]
+                self.provider: str = lane.provider
                 self.lanes.put(lane)
                 self.parallel += 1
         self.on_device = self.parallel > 0
@@ -99,15 +100,14 @@ class Session:
         finally:
             self.lanes.put(lane)
 
-    def warm_up(self, sample: Callable[[int], Mapping[str, np.ndarray]], outputs: Sequence[str], most: int) -> None:
-        """Run what the first requests would otherwise wait for. sample: inputs of so many rows. most: rows of the
-        largest batch."""
+    def warm_up(self, sample: Callable[[int], Mapping[str, np.ndarray]], outputs: Sequence[str]) -> None:
+        """Run what the first requests would otherwise wait for. sample: inputs of so many rows."""
         if self.inner is not None:
             self.run(sample(1), outputs)
         for _ in range(self.parallel if self.on_device else 0):
             lane = self.lanes.get()
             try:
-                lane.warm_up(sample, outputs, most)
+                lane.warm_up(sample, outputs)
             finally:
                 self.lanes.put(lane)
 
@@ -116,40 +116,39 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def device_lanes(path: Path, placement: Placement) -> list[Lane]:
-    """Lanes on every device; none where CUDA does not initialise."""
+def device_lanes(path: Path, placement: Placement) -> Sequence[Lane | SizedLanes]:
+    """As many as there are devices and instances; none where CUDA does not initialise."""
     captured = placement.captured and placement.even
     if placement.captured and not placement.even:
         log.warning("%s reads inputs of many lengths: its runs are not captured as CUDA graphs", path)
-    lanes = []
+    lanes: list[Lane | SizedLanes] = []
     for device in placement.devices or (0,):
         for _ in range(placement.parallel or LANES):
             try:
-                session, runtime, name, stream = open_on_device(path, placement, device, captured)
+                if captured or placement.tuned:
+                    sized = {
+                        size: lane_on(path, placement, device, size, captured) for size in sizes_up_to(placement.most)
+                    }
+                    lanes.append(SizedLanes(sized, captured=captured))
+                else:
+                    lanes.append(lane_on(path, placement, device, None, captured=False))
             except CudaError as error:
                 log.warning("device %d: %s", device, error)
                 return []
-            if session is None:
-                return []
-            lanes.append(
-                Lane(
-                    session,
-                    runtime,
-                    device_name=name,
-                    device=device,
-                    stream=stream,
-                    captured=captured,
-                    fill=captured or placement.tuned,
-                )
-            )
     return lanes
+
+
+def lane_on(path: Path, placement: Placement, device: int, size: int | None, captured: bool) -> Lane:
+    """Raises CudaError where CUDA does not initialise."""
+    session, runtime, name, stream = open_on_device(path, placement, device, captured)
+    return Lane(session, runtime, device_name=name, device=device, stream=stream, size=size, captured=captured)
 
 
 def open_on_device(
     path: Path, placement: Placement, device: int, captured: bool
-) -> tuple[onnxruntime.InferenceSession | None, DeviceRuntime, str, int]:
+) -> tuple[onnxruntime.InferenceSession, DeviceRuntime, str, int]:
     """A session on a stream of its own, the runtime that made the stream, and what ONNX Runtime calls the device's
-    memory; None where the session would run on the CPU. Raises CudaError where there is no such device."""
+    memory. Raises CudaError where there is no such device, or the session would run on the CPU."""
     runtime = CudaRuntime()
     runtime.use(device)
     stream = runtime.stream()
@@ -158,8 +157,10 @@ def open_on_device(
     session = onnxruntime.InferenceSession(
         str(path), options, providers=device_providers(placement, device, stream, captured)
     )
-    works = session.get_providers()[0] in (CUDA, TENSORRT)
-    return (session if works else None), runtime, "cuda", stream
+    if session.get_providers()[0] not in (CUDA, TENSORRT):
+        runtime.free(0, 0, stream)
+        raise CudaError("ONNX Runtime's CUDA provider does not initialise")
+    return session, runtime, "cuda", stream
 
 
 def device_providers(

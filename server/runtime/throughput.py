@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 # Seconds after which what was measured counts for a third.
-MEMORY = 2.0
+MEMORY = 1.0
 
 
 class Throughput:
@@ -28,5 +28,6 @@ class Throughput:
         self.units = self.units * fading + units
         self.seconds = self.seconds * fading + seconds
 
-    def rate(self) -> float:
-        return self.units / self.seconds if self.seconds > 0.0 else math.inf
+    def rate(self, since: float = 0.0) -> float:
+        """since: seconds that have gone by since, with nothing done: of what has come to a halt it falls."""
+        return self.units / (self.seconds + since) if self.seconds > 0.0 else math.inf

@@ -17,7 +17,8 @@ from PIL import Image
 
 from export.bundle import Lineage, Manifest, Parity, TensorSpec
 from export.processing.inputs import ImageInput, InputSpec, TextInput, VectorInput
-from export.publish import publish, staging
+from export.publish import publish
+from export.staging import staging
 from finetune.data.datasets import open_dataset
 from finetune.preprocess import prepare
 from finetune.recipe import Data

@@ -24,8 +24,8 @@ from export.parity import ParityError, check
 from export.processing.answers import softmax, top_k
 from export.processing.images import decode_image
 from export.processing.inputs import VectorInput
-from export.publish import sweep
 from export.reports import classification
+from export.staging import sweep
 from export.untouched import export_backbone
 from models import registry
 from models.network import Network
@@ -222,7 +222,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from export.bundle import Lineage, Manifest, Parity
 from export.processing.inputs import VectorInput
-from export.publish import publish, staging
+from export.publish import publish
+from export.staging import staging
 
 repository = Path(sys.argv[1])
 parity = Parity(samples=1, largest_difference=0.0, tolerance=0.0, top1_disagreements=0, batch_sizes=[1])
@@ -247,7 +248,7 @@ def test_publishers_at_once_each_get_a_version(tmp_path: Path) -> None:
 KILLED = """
 import sys, os, time
 from pathlib import Path
-from export.publish import staging
+from export.staging import staging
 with staging(Path(sys.argv[1])) as folder:
     (folder / "model.onnx").write_bytes(b"x" * 10_000_000)
     (folder / "manifest.json").write_text("{}")

@@ -208,7 +208,7 @@ def test_good_ones_are_kept_and_the_fastest_serves(
     assert report.serving["cpu"] == fastest
     assert serving.get("cpu", "float32") == fastest
     if not torch.cuda.is_available():
-        assert serving["cuda"] == "float16"
+        assert "cuda" not in serving  # it could not be timed
     assert any(sentence.startswith("int8 is kept: accuracy") for sentence in said)
     assert any(sentence.startswith("bfloat16 is not kept") for sentence in said) or torch.cuda.is_available()
 

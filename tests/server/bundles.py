@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from export.bundle import GraphSpec, Head, Interval, Lineage, Manifest, Parity, TensorSpec
 from export.processing.inputs import ImageInput, InputSpec, LatentInput, SeriesInput, TextInput, VectorInput
-from export.publish import publish, staging
+from export.publish import publish
+from export.staging import staging
 
 WIDTH = 4
 

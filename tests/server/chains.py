@@ -20,7 +20,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from export.bundle import Generation, GraphSpec, Lineage, Manifest, Parity, TensorSpec
 from export.processing.inputs import TextInput
 from export.processing.text import BYTES
-from export.publish import publish, staging
+from export.publish import publish
+from export.staging import staging
 
 PAD, UNKNOWN, BEGIN, END = range(4)
 SPECIAL = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]

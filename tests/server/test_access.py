@@ -173,7 +173,8 @@ def test_a_revoked_key_opens_nothing(live: Live, admin: httpx.Client) -> None:
     revoked = admin.delete(f"/v1/keys/{key['id']}")
     assert revoked.json()["revoked_at"] is not None
     assert "revoked" in message_of(live.client.post(CLASSIFY, json=POINT, headers=bearer(key)), 401)
-    assert "no key" in message_of(admin.delete("/v1/keys/esp_none"), 404)
+    for unknown in ("esp_00000000", "esp_none", "%00"):
+        assert "no key" in message_of(admin.delete(f"/v1/keys/{unknown}"), 404)
 
 
 def test_a_key_that_is_revoked_elsewhere_is_shut_out_soon(live: Live) -> None:
@@ -190,6 +191,8 @@ def test_a_key_that_is_revoked_elsewhere_is_shut_out_soon(live: Live) -> None:
         ({"name": "x", "scopes": ["fly"]}, "scopes"),
         ({"name": "x", "scopes": []}, "scopes"),
         ({"name": "", "scopes": ["infer"]}, "name"),
+        ({"name": "a\0b", "scopes": ["infer"]}, "name"),
+        ({"name": "x", "scopes": ["infer"], "limits": {"tokens_per_day": 10**20}}, "limits"),
         ({"name": "x", "scopes": ["infer"], "limits": {"requests_per_minute": 0}}, "limits"),
         ({"name": "x", "scopes": ["infer"], "limits": {"requests_per_hour": 1}}, "limits"),
     ],

@@ -7,10 +7,14 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from export.storage import Storage
+from server.runtime.deployment import Deployment, write
 from tests.server.bundles import publish_constant
 from tests.server.conftest import Live, Start, message_of
 
@@ -208,3 +212,39 @@ def test_a_version_that_does_not_load_changes_nothing(digits: Live) -> None:
         assert "sha256" in last["reason"]
     finally:
         shutil.rmtree(folder / "9")
+
+
+def test_a_repository_on_object_storage(start: Start, tmp_path_factory: pytest.TempPathFactory) -> None:
+    url = f"memory://{uuid4().hex}/models"
+    first, second = start(repository_url=url), start(repository_url=url, home=tmp_path_factory.mktemp("second"))
+    publish(first, "digits", 2)  # into the folder of the first, which mirrors the store
+    for one in (first, second):
+        while one.client.get("/v1/models/digits").status_code != 200 or answered(one, "digits") != 2:
+            time.sleep(0.02)
+    assert first.client.put("/v1/models/digits/aliases/stable", json={"version": 1}).status_code == 200
+    assert answered(first, "digits@stable") == 1
+    while second.client.get("/v1/models/digits@stable").status_code != 200:
+        time.sleep(0.02)
+    assert answered(second, "digits@stable") == 1
+    Storage(url).files.rm(Storage(url).root, recursive=True)
+    while second.client.get("/v1/models/digits").status_code == 200:
+        time.sleep(0.02)
+    assert not (second.settings.repository / "digits" / "2").exists()
+
+
+def test_a_lazy_model_that_has_no_room_says_when_to_come_back(start: Start, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    publish_constant(repository, "always", 1.0, ballast=100_000)
+    publish_constant(repository, "lazy", 1.0, ballast=100_000)
+    write(repository / "lazy", Deployment(lazy=True))
+    live = start(model_memory_bytes=150_000)
+    listed = {one["id"]: one["status"] for one in live.client.get("/v1/models").json()["data"]}
+    assert (listed["always"], listed["lazy"]) == ("served", "published")
+    assert live.client.get("/v1/models/lazy").json()["manifest"]["name"] == "lazy"
+    response = live.client.post("/v1/predict", json={"model": "lazy", "input": [1.0, 2.0]})
+    assert "taken by models that are not evicted" in message_of(response, 503)
+    assert int(response.headers["retry-after"]) > 0
+    assert answered(live, "always") == 1
+    assert live.client.patch("/v1/models/always/deployment", json={"lazy": True}).status_code == 200
+    assert answered(live, "lazy") == 1
+    assert live.client.get("/health/ready").json()["models"] == 2

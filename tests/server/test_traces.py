@@ -24,12 +24,14 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
+from finetune.jobs.states import State
+from finetune.jobs.store import JobError, Published
 from server.cli import main
 from server.settings import Settings
 from server.traces import Traces
 from tests.server.bundles import publish_vectors
 from tests.server.chains import publish_letters, publish_translation
-from tests.server.conftest import Live, Start, message_of, running
+from tests.server.conftest import VECTORS, Live, Start, message_of, running
 
 NOBODY = "http://127.0.0.1:9"  # discard
 POINT = {"model": "points", "input": [0.5, 1.0]}
@@ -166,7 +168,7 @@ def test_a_header_that_is_none_begins_a_trace(traced: Traced, header: str) -> No
 
 
 def test_requests_of_one_batch_are_linked(traced: Traced) -> None:
-    """Many at once: where some ran together, each names the others."""
+    """Many at once: where some ran together, one of them names the others, and these it."""
     with ThreadPoolExecutor(16) as threads:
         for turn in range(20):
             names = [f"together-{turn}-{i}" for i in range(16)]
@@ -183,14 +185,19 @@ def test_requests_of_one_batch_are_linked(traced: Traced) -> None:
         else:
             pytest.fail("no two of 320 requests ran together")
     roots = {spans[0].context.span_id: batch for spans, batch in shared if spans[0].context}
+    together: dict[int | None, list[tuple[int, set[int], int]]] = {}
     for spans, batch in shared:
-        linked = [link.context.span_id for link in batch.links]
-        assert len(linked) == (batch.attributes or {})["espalier.batch.rows"] - 1  # type: ignore[operator]
-        mine = spans[0].context
-        assert mine is not None
-        assert mine.span_id not in linked
-        for other in linked:
-            assert roots[other].start_time == batch.start_time
+        rows = (batch.attributes or {})["espalier.batch.rows"]
+        linked = {link.context.span_id for link in batch.links}
+        assert all(roots[other].start_time == batch.start_time for other in linked)
+        together.setdefault(batch.start_time, []).append((spans[0].context.span_id, linked, rows))  # type: ignore[union-attr, arg-type]
+    for batches in together.values():
+        members = {mine for mine, _, _ in batches}
+        assert {rows for _, _, rows in batches} == {len(members)}
+        [first] = [
+            mine for mine, linked, _ in batches if linked == members - {mine} and len(linked) == len(members) - 1
+        ][:1]
+        assert all(linked == {first} for mine, linked, _ in batches if mine != first)
 
 
 def test_a_language_model_tells_of_its_sequences(traced: Traced) -> None:
@@ -351,6 +358,38 @@ def test_a_collector_gets_what_was_asked(tmp_path: Path, collector: Collector) -
     assert first.parent_span_id.hex() == second.parent_span_id.hex() == PARENT
     batches = [one for one in collector.spans if one.name == "batch"]
     assert {one.parent_span_id for one in batches} == {first.span_id, second.span_id}
+
+
+def test_a_job_is_told_when_it_has_ended(tmp_path: Path, collector: Collector) -> None:
+    """Its worker is the test, which knows when the job came into which state."""
+    settings = Settings(home=tmp_path, port=0, worker=False, otlp_endpoint=collector.address, trace_share=0.0)
+    with running(settings) as live:
+        file_id = live.file_id("points.csv", VECTORS)
+        recipe = {"model": {"architecture": "mlp", "hyperparameters": {"hidden": [4]}}, "training_file": file_id}
+        jobs = [live.client.post("/v1/fine_tuning/jobs", json=recipe).json()["id"] for _ in range(3)]
+        for job, end in zip(jobs, (State.SUCCEEDED, State.FAILED), strict=False):
+            assert live.store.claim("w") is not None
+            live.store.transition("w", job, State.RUNNING)
+            if end is State.SUCCEEDED:
+                live.store.transition("w", job, State.EXPORTING)
+                live.store.transition("w", job, end, result=Published("points", 3))
+            else:
+                live.store.transition("w", job, end, error=JobError("invalid_file", "no such column"))
+    told = [one for one in collector.spans if one.name == "fine_tuning.job"]
+    about = [{one.key: one.value for one in span.attributes} for span in told]
+    assert [one["espalier.job"].string_value for one in about] == jobs[:2]  # the third still waits
+    assert [one["espalier.base_model"].string_value for one in about] == ["mlp", "mlp"]
+    assert about[0]["espalier.version"].int_value == 3
+    assert [(one.status.code, one.status.message) for one in told] == [(0, ""), (2, "no such column")]
+    for span, states in zip(
+        told, (["queued", "validating", "running", "exporting"], ["queued", "validating", "running"]), strict=True
+    ):
+        parts = [one for one in collector.spans if one.parent_span_id == span.span_id]
+        assert [one.name for one in parts] == states
+        assert parts[0].start_time_unix_nano == span.start_time_unix_nano
+        assert parts[-1].end_time_unix_nano == span.end_time_unix_nano
+        for before, after in pairwise(parts):
+            assert before.end_time_unix_nano == after.start_time_unix_nano
 
 
 def test_a_collector_that_is_not_there_stops_nothing(start: Start, tmp_path: Path) -> None:

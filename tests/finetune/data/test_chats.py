@@ -66,7 +66,7 @@ def test_conversations_are_read_with_what_is_learned_of_them(tmp_path: Path) -> 
     assert dataset.content(40) == Conversation(
         (
             Message("system", "Be brief."),
-            Message("user", "Hi there", name="Al"),
+            Message("user", "Hi \nthere", name="Al"),
             Message("assistant", "Hello!"),
             Message("user", "Bye"),
             Message("assistant", "Bye."),

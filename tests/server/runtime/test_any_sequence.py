@@ -75,7 +75,8 @@ class Sequences(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.expected = {name: Expected(lazy=name == "lazy") for name in NAMES}
         for name in NAMES:
-            self.publish(name, refresh=False)
+            for _ in range(3):
+                self.publish(name, refresh=False)
         one = footprint(self.manifest)
         self.repository = Repository(
             Settings(home=Path(self.home.name), poll_seconds=1000.0, model_memory_bytes=ROOM * one + 100), Metrics()
@@ -111,6 +112,7 @@ class Sequences(RuleBasedStateMachine):
     def publish_one(self, name: str) -> None:
         if self.expected[name].published < 4:
             self.publish(name, refresh=True)
+            self.ask([(name, ""), (name, "@production")])
 
     @rule(name=names, alias=aliases, version=versions)
     def move_an_alias(self, name: str, alias: str, version: int) -> None:
@@ -211,6 +213,12 @@ class Sequences(RuleBasedStateMachine):
         assert found[0][0][0] == NAMES.index(name) * 100 + model.version
 
     @invariant()
+    def every_reference_is_right(self) -> None:
+        if hasattr(self, "repository"):
+            rest = ["", *(f":{version}" for version in range(1, 5)), "@production", "@canary"]
+            self.ask([("calm", one) for one in rest])
+
+    @invariant()
     def memory_is_kept(self) -> None:
         repository = getattr(self, "repository", None)
         if repository is not None and len(self.expected["calm"].served()) <= ROOM:
@@ -227,6 +235,6 @@ class Sequences(RuleBasedStateMachine):
 
 
 Sequences.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestAnySequence = Sequences.TestCase

@@ -259,9 +259,10 @@ def test_what_could_not_be_answered_in_time_is_refused_at_once() -> None:
         run, refused = Recorder(), []
         queue = batcher(run, refused=refused.append)
         first = await held(run, queue)
-        kept = [queue.submit(np.arange(10), "logits", deadline=within(0.001 * LATER))]  # nothing is known yet
+        kept = [queue.submit(np.arange(10), "logits", deadline=within())]  # nothing is known yet
         queue.throughput.add(10.0, 1.0)  # ten rows a second: as long as those wait
-        queue.run_seconds = 0.4
+        queue.run_times.add(4, 0.4)
+        queue.ample = LATER
         with pytest.raises(Overloaded, match="about 1 s") as error:
             queue.submit(np.array([10]), "logits", deadline=within(1.2))
         assert error.value.retry_after == 1

@@ -35,7 +35,7 @@ def test_the_gpu_answers_as_the_cpu_does(tmp_path: Path, publish: Any, captured:
         ids = random.integers(0, 3, (rows, 1 + rows % 7))
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
-    device.warm_up(sample, ["logits"], 64)
+    device.warm_up(sample, ["logits"])
     wrong: list[float] = []
 
     def ask() -> None:

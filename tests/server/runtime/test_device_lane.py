@@ -53,7 +53,7 @@ def test_batches_of_every_size_are_answered_as_on_the_cpu(
     device = on_device(path, parallel=1, **placed)
     assert device.on_device
     assert not plain.on_device
-    for rows in (1, 3, 2, 65, 5, 700, 1):  # growing and shrinking, in and above the sizes that are filled up
+    for rows in (1, 3, 2, 64, 5, 700, 1):  # growing and shrinking, in and above the sizes that are filled up
         given = {"vector": points(rows, rows)}
         for found, right in zip(
             device.run(given, ["embedding", "logits"]), plain.run(given, ["embedding", "logits"]), strict=True
@@ -163,7 +163,9 @@ class Recorder:
         self.inner.run_with_iobinding(binding, options)
 
 
-def captured_lane(tmp_path: Path, library: HostLibrary, fails_at: int | None = None) -> tuple[Lane, Recorder]:
+def captured_lane(
+    tmp_path: Path, library: HostLibrary, size: int = 4, fails_at: int | None = None
+) -> tuple[Lane, Recorder]:
     inner = onnxruntime.InferenceSession(str(graph(tmp_path)), providers=[CPU])
     recorder, made = Recorder(inner, fails_at), runtime(library)
     lane = Lane(
@@ -172,23 +174,24 @@ def captured_lane(tmp_path: Path, library: HostLibrary, fails_at: int | None = N
         device_name="cpu",
         device=0,
         stream=made.stream(),
+        size=size,
         captured=True,
-        fill=True,
     )
     return lane, recorder
 
 
-def test_a_graph_is_recorded_for_each_shape_once_and_its_memory_stays(tmp_path: Path, library: HostLibrary) -> None:
+def test_a_graph_is_recorded_once_for_what_is_asked_and_its_memory_stays(tmp_path: Path, library: HostLibrary) -> None:
     lane, recorder = captured_lane(tmp_path, library)
-    lane.warm_up(lambda rows: {"vector": points(rows)}, ["logits"], 16)
-    assert len(recorder.numbers) == RECORDING_RUNS * 5  # 16, 8, 4, 2, 1
-    assert len(set(recorder.numbers)) == 5
+    lane.warm_up(lambda rows: {"vector": points(rows)}, ["logits"])
+    assert recorder.numbers == ["0"] * RECORDING_RUNS
     addresses = {name: buffer.device for name, buffer in lane.buffers.items()}
     recorder.numbers.clear()
-    for rows in (1, 2, 3, 4, 7, 9, 16):
+    for rows in (1, 2, 3, 4):
         lane.run({"vector": [points(rows)]}, ["logits"])
-    assert len(set(recorder.numbers)) == 5  # 3 and 4 rows are one size; none is recorded anew
-    assert {name: buffer.device for name, buffer in lane.buffers.items()} == addresses
+    for rows in (4, 1):
+        lane.run({"vector": [points(rows)]}, ["embedding", "logits"])  # these outputs are another graph
+    assert recorder.numbers == ["0"] * 4 + ["1"] * 2
+    assert {name: lane.buffers[name].device for name in addresses} == addresses
 
 
 def test_what_cannot_be_recorded_runs_all_the_same(
@@ -208,11 +211,36 @@ def test_larger_batches_than_were_recorded_move_the_memory_and_end_the_recording
     tmp_path: Path, library: HostLibrary
 ) -> None:
     lane, recorder = captured_lane(tmp_path, library)
-    lane.warm_up(lambda rows: {"vector": points(rows)}, ["logits"], 4)
+    lane.warm_up(lambda rows: {"vector": points(rows)}, ["logits"])
     lane.run({"vector": [points(40)]}, ["logits"])
     recorder.numbers.clear()
     lane.run({"vector": [points(4)]}, ["logits"])
     assert recorder.numbers == ["-1"], "a recording is replayed whose memory is gone"
+
+
+def test_each_size_has_a_session_and_what_is_captured_a_thread(
+    tmp_path: Path, library: HostLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, set[tuple[int, int]]] = {}
+    run = Lane.run
+
+    def noted(lane: Lane, inputs: Any, outputs: Any) -> Any:
+        assert lane.size is not None
+        rows = sum(map(len, inputs["vector"]))
+        seen.setdefault(lane.size, set()).add((rows, threading.get_ident()))
+        return run(lane, inputs, outputs)
+
+    monkeypatch.setattr(Lane, "run", noted)
+    device = on_device(graph(tmp_path), parallel=1, even=True, captured=True, most=12)
+    device.warm_up(lambda rows: {"vector": points(rows)}, ["logits"])
+    for rows in (1, 3, 7, 9, 12, 2):
+        device.run({"vector": points(rows)}, ["logits"])
+    assert {size: {rows for rows, _ in runs} for size, runs in seen.items()} == {
+        1: {1}, 2: {2}, 4: {3, 4}, 8: {7, 8}, 12: {9, 12}
+    }  # fmt: skip
+    threads = {thread for runs in seen.values() for _, thread in runs}
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
 def test_while_one_records_nobody_else_is_inside() -> None:
