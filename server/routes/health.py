@@ -23,10 +23,13 @@ class Health(msgspec.Struct, kw_only=True):
     models: int | None = None
 
 
+LIVE = Health(status="live")
+
+
 @get("/health/live", sync_to_thread=False)
 def live() -> Health:
     """The process answers."""
-    return Health(status="live")
+    return LIVE
 
 
 @get("/health/ready", sync_to_thread=False)
@@ -43,8 +46,7 @@ def ready(state: State) -> Response[Health]:
 async def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """All metrics in Prometheus's text format, or in OpenMetrics where that is accepted."""
     found: Metrics = state.metrics
-    if found.gather is not None:
-        await found.gather()
+    await found.gathered()
     accepted = [one.partition(";")[0].strip() for one in request.headers.get("accept", "").split(",")]
     if OPEN_METRICS in accepted:
         body = await asyncio.to_thread(found.render_open)

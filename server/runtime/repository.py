@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -94,8 +94,6 @@ class Repository(References):
         self.retiring: set[asyncio.Task[None]] = set()
         self.leaving: Counter[tuple[str, int]] = Counter()
         self.looking = asyncio.Lock()  # what is seen later is followed later
-        # Awaited where a change is to hold everywhere before it is answered.
-        self.followers: list[Callable[[], Awaitable[None]]] = []
         self.memory = Memory(settings.model_memory_bytes)
         self.loads = asyncio.Semaphore(max(1, min(4, cores() - 1)))
 
@@ -168,7 +166,6 @@ class Repository(References):
                 served.unloaded.add(version)
                 served.asked.discard(version)
             self._commit(served, await self._plan(served, served.deployment))
-        await self._followed()
         await asyncio.gather(*(standing.retired for standing in leaving if standing.retired is not None))
 
     async def deploy(self, name: str, change: Callable[[Deployment], Deployment]) -> Deployment:
@@ -208,7 +205,6 @@ class Repository(References):
                 self._discard(served, plan.standings.values())
             served.trouble = ""
             self._commit(served, plan)
-        await self._followed()
         return deployment
 
     async def deployment(self, name: str) -> Deployment:
@@ -245,9 +241,6 @@ class Repository(References):
         """Bring what is served in line with the repository. Raises OSError."""
         await self._look()
         await asyncio.gather(*(served.task for served in list(self.served.values()) if served.task is not None))
-
-    async def _followed(self) -> None:
-        await asyncio.gather(*(follow() for follow in self.followers))
 
     async def _poll(self) -> None:
         while True:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import msgspec
+import numpy as np
 from litestar import post
 from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -36,6 +37,7 @@ from server.runtime.model import Model
 
 # Shapes of answers that are kept for one beginning of requests.
 MOST_SHAPES = 64
+NOTHING = memoryview(b"")
 
 
 class BinarySize(msgspec.Struct):
@@ -74,7 +76,7 @@ async def infer(exchange: Exchange) -> Body:
         exchange.priority = asked.priority
     if asked.seconds is not None and asked.seconds < exchange.timeout:
         exchange.timeout = exchange.asked_timeout = asked.seconds
-    if asked.slow or len(body) - len(rest) > INLINE_BYTES:
+    if asked.slow or (len(body) - len(rest) > INLINE_BYTES and not isinstance(rest, np.ndarray)):
         block = await on_thread(block_of, asked, rest, model)
     else:
         block = block_of(asked, rest, model)
@@ -85,13 +87,13 @@ async def infer(exchange: Exchange) -> Body:
     return answer
 
 
-async def read(body: bytes | memoryview, json_bytes: int | None, model: Model) -> tuple[Asked, memoryview]:
-    """What is asked, and the tensors in binary behind the JSON. json_bytes: None where all of it is JSON. Raises
-    ApiError, BadInput."""
+async def read(body: bytes | memoryview, json_bytes: int | None, model: Model) -> tuple[Asked, memoryview | np.ndarray]:
+    """What is asked, and the tensors in binary behind the JSON, or the one of the JSON that has been read. json_bytes:
+    None where all of it is JSON. Raises ApiError, BadInput."""
     if json_bytes is None:
         text = bytes(body)
-        asked = read_json(text, model) if len(text) <= INLINE_BYTES else await on_thread(read_json, text, model)
-        return asked, memoryview(b"")
+        found = read_json(text, model) if len(text) <= INLINE_BYTES else await on_thread(read_json, text, model)
+        return found[0], NOTHING if found[1] is None else found[1]
     if json_bytes == 0:
         return nothing_but(body, model)
     if json_bytes > len(body):

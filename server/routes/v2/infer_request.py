@@ -6,13 +6,17 @@ kept, and where the very same bytes begin another request to the same model, the
 
 from __future__ import annotations
 
+import math
+import re
 import zlib
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from export.processing.inputs import BadInput
 from server import tensors
+from server.cut_numbers import IN_JSON, float32s
 from server.errors import ApiError
 from server.exchange import decode_json, too_large
 from server.inference import Wanted, check_alone, no_shared_memory, priority, seconds
@@ -76,24 +80,10 @@ class InferRequest(msgspec.Struct):
     outputs: list[RequestedOutput] = []
 
 
-class FloatTensor(msgspec.Struct):
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[float]
-
-
-class FloatRequest(msgspec.Struct):
-    """The most common of requests, which is decoded in one go."""
-
-    inputs: list[FloatTensor]
-    id: str | None = None
-    parameters: RequestParameters | None = None
-    outputs: list[RequestedOutput] = []
-
-
 decoder = msgspec.json.Decoder(InferRequest)
-float_decoder = msgspec.json.Decoder(FloatRequest)
+# Where a list of numbers begins that is the `data` of a tensor, within so many bytes of a body.
+BEGINS = re.compile(rb'"data"\s*:\s*(\[[\s\[]*[-0-9])')
+SEARCHED_BYTES = 512
 
 
 class Framing(NamedTuple):
@@ -144,7 +134,7 @@ class Asked:
 
     __slots__ = ("answers", "identity", "inputs", "known", "names", "priority", "seconds", "slow", "wanted")
 
-    def __init__(self, request: InferRequest | FloatRequest, known: Signature) -> None:
+    def __init__(self, request: InferRequest, known: Signature) -> None:
         """Raises ApiError, BadInput."""
         asked = request.parameters or NO_PARAMETERS
         check_alone(asked.sequence_id)
@@ -159,7 +149,7 @@ class Asked:
         for one in request.inputs:
             tensors.check(one.name, one.datatype, one.shape, known)
             self.slow = self.slow or one.datatype == "BYTES"
-            if isinstance(one, InputTensor) and one.parameters.shared_memory_region is not None:
+            if one.parameters.shared_memory_region is not None:
                 raise no_shared_memory()
         self.answers: dict[tuple[tuple[int, ...], ...], bytes] | None = None
 
@@ -177,24 +167,64 @@ def read_binary(text: bytes, model: Model) -> Asked:
         in_binary = all(one.parameters.binary_data_size is not None for one in request.inputs)
         if in_binary and request.id is None and len(text) <= LONGEST_KEPT:
             asked.answers = {}
-            if len(kept) >= MOST_KEPT:
-                kept.clear()
-            kept[id(known), text] = asked  # which holds `known`, so that no other has its id
+            keep(text, asked)
     return asked
 
 
-def read_json(text: bytes, model: Model) -> Asked:
-    """text: the whole body. Raises ApiError, BadInput."""
-    if b'"FP32"' in text:
-        try:
-            floats: FloatRequest = float_decoder.decode(text)
-        except msgspec.DecodeError:
-            pass  # it has other tensors, too, or lists in lists
-        else:
-            if all(one.datatype == "FP32" for one in floats.inputs):
-                return Asked(floats, model.signature)
+def keep(text: bytes, asked: Asked) -> None:
+    if len(kept) >= MOST_KEPT:
+        kept.clear()
+    kept[id(asked.known), text] = asked  # which holds what is known, so that nothing else has that id
+
+
+def read_json(text: bytes, model: Model) -> tuple[Asked, np.ndarray | None]:
+    """text: the whole body. What is asked, and the one tensor of it where that has been read already. Raises ApiError,
+    BadInput."""
+    if (found := cut_floats(text, model)) is not None:
+        return found
     request: InferRequest = decode_json(text, decoder)
-    return Asked(request, model.signature)
+    return Asked(request, model.signature), None
+
+
+def cut_floats(text: bytes, model: Model) -> tuple[Asked, np.ndarray] | None:
+    """The most common of requests, one input of FP32; None of every other, and of one that is wrong: it is read again
+    to say how.
+
+    Most of its text are the numbers. They are cut out and read without a Python object for each; what is around them
+    is the same again and again, and kept.
+    """
+    begins = BEGINS.search(text, 0, SEARCHED_BYTES)
+    if begins is None:
+        return None
+    # Neither a key nor the end of an object is in a list of numbers: what comes first of them is behind it.
+    start, first = begins.span(1)
+    stops = [stop for stop in (text.find(b'"', first), text.find(b"}", first)) if stop >= 0]
+    end = text.rfind(b"]", start, min(stops, default=0)) + 1
+    numbers, around = text[start:end], b"%b%b%b" % (text[:start], IN_JSON, text[end:])
+    known = model.signature
+    asked = kept.get((id(known), around))
+    if asked is None:
+        try:
+            asked = Asked(decoder.decode(around), known)
+        except (msgspec.DecodeError, UnicodeDecodeError, ApiError, BadInput):
+            return None
+        if len(asked.inputs) != 1 or (one := asked.inputs[0]).datatype != "FP32" or bytes(one.data) != IN_JSON:
+            return None
+        if one.parameters.binary_data_size is not None:
+            return None
+        if asked.identity is None and len(around) <= LONGEST_KEPT:
+            asked.answers = {}
+            keep(around, asked)
+    shape = asked.inputs[0].shape
+    depth = text.count(b"[", start, first)
+    if depth > 1 and (depth != len(shape) or math.prod(shape[:-1]) != 1):
+        return None  # several lists, of which each is looked at
+    if numbers.find(b"[", first - start) >= 0:
+        return None
+    values = float32s(numbers)
+    if values is None or len(values) != math.prod(shape):
+        return None
+    return asked, values.reshape(shape)
 
 
 def nothing_but(body: bytes | memoryview, model: Model) -> tuple[Asked, memoryview]:
@@ -216,14 +246,14 @@ def _wanted(asked: RequestedOutput, binary: bool) -> Wanted:
     return Wanted(asked.name, of.classification, binary if of.binary_data is None else of.binary_data)
 
 
-def block_of(asked: Asked, rest: memoryview, model: Model) -> Block:
-    """rest: what stands behind the JSON. Raises BadInput."""
+def block_of(asked: Asked, rest: memoryview | np.ndarray, model: Model) -> Block:
+    """rest: what stands behind the JSON, or the one tensor. Raises BadInput."""
+    if isinstance(rest, np.ndarray):
+        return tensors.block([Tensor(asked.inputs[0].name, rest)], model.manifest, asked.known, model.texts)
     found: list[Tensor] = []
     place = 0
     for one in asked.inputs:
-        if isinstance(one, FloatTensor):
-            found.append(tensors.from_values(one.name, one.datatype, one.shape, one.data))
-        elif (size := one.parameters.binary_data_size) is not None:
+        if (size := one.parameters.binary_data_size) is not None:
             if not 0 <= size <= len(rest) - place:
                 left = len(rest) - place
                 raise BadInput(f"input {one.name!r}: binary_data_size is {size:,}, and {left:,} bytes are left")

@@ -66,6 +66,29 @@ def test_numbers_in_one_list_or_in_rows(live: Live, data: Any) -> None:
     assert outputs(infer(live, "points", tensor(data, [2, 2])))["logits"][:, 0].tolist() == [2.0, -4.0]
 
 
+@pytest.mark.parametrize("data", ["[[0, %d]]", "[0, %d]", "[ [ 0 , %d.0e0 ] ]", "[-0,%d]"])
+def test_numbers_are_their_own_in_every_request(live: Live, data: str) -> None:
+    # What stands around them is remembered.
+    for value in (1, 7, -3, 7):
+        for more in ("", ', "parameters": {"x": [1, "]"]}', ', "id": "}[1]"'):
+            one = '{"name": "vector", "shape": [1, 2], "datatype": "FP32", "data": %s}' % (data % value)
+            body = '{"inputs": [' + one + "]" + more + "}"
+            assert outputs(live.client.post(POINTS, content=body))["logits"][0, 0] == value
+            last = '{"inputs": [{"data": %s, "datatype": "FP32", "shape": [1, 2], "name": "vector"}]}' % (data % value)
+            assert outputs(live.client.post(POINTS, content=last))["logits"][0, 0] == value
+
+
+def test_only_the_data_of_the_input_are_its_numbers(live: Live) -> None:
+    aside = '{"parameters": {"data": [5, 6]}, "inputs": [{"name": "vector", "shape": [1, 2], "datatype": "FP32"%s}]}'
+    assert "binary_data_size" in refused(live.client.post(POINTS, content=aside % ""))
+    assert outputs(live.client.post(POINTS, content=aside % ', "data": [1, 2]'))["logits"][0, 0] == 2.0
+    both = {**tensor([1, 2], [1, 2]), "parameters": {"binary_data_size": 8}}
+    assert "left" in refused(infer(live, "points", both))
+    assert "shares no memory" in refused(
+        infer(live, "points", {**tensor([1, 2], [1, 2]), "parameters": {"shared_memory_region": "x"}})
+    )
+
+
 def test_float32_comes_and_goes_without_loss(live: Live) -> None:
     rows = np.random.default_rng(3).normal(size=(4, 2)).astype(np.float32)
     found = outputs(infer(live, "points", tensor(rows.tolist(), [4, 2])))["embedding"].astype(np.float32)
