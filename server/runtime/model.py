@@ -20,7 +20,18 @@ from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, answers, generator
-from server.runtime.batcher import MOST_OF_THE_TIME, Batcher, Block, Overloaded, Run, Ticket, Value, Wanted
+from server.runtime.batcher import (
+    CPU_PADDING,
+    MOST_OF_THE_TIME,
+    MOST_PADDING,
+    Batcher,
+    Block,
+    Overloaded,
+    Run,
+    Ticket,
+    Value,
+    Wanted,
+)
 from server.runtime.deployment import Deployment
 from server.runtime.generation import Engine
 from server.runtime.language import TASK as LANGUAGE
@@ -195,6 +206,8 @@ class Model:
                 queue_bytes=settings.queue_bytes,
                 parallel=parallel,
                 length=length,
+                # What is written step by step gains by every sequence that is written along.
+                padding=MOST_PADDING if session.on_device or loaded.writer else CPU_PADDING,
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
