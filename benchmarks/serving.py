@@ -141,6 +141,7 @@ def measure(pid: int, port: int, connections: int, message: bytes) -> dict[str, 
     p50, p99 = np.percentile(found["latencies"], [50, 99]) * 1e3
     asked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
+        "requests": requests,
         "requests_per_second": requests / found["seconds"],
         "p50_ms": float(p50),
         "p99_ms": float(p99),

@@ -30,7 +30,7 @@ from prometheus_client.core import Metric
 
 from server.errors import ApiError
 from server.keys import Key, KeyStore, Limits, Scope, Used, today
-from server.rates import Buckets, Kind
+from server.rates import NEARLY, Bucket, Buckets
 from server.scopes import scopes_for
 from server.settings import Settings
 
@@ -49,7 +49,20 @@ class Caller:
     """A key as this process knows it. id: its public part. used: up to the last flush, in `day` and its
     month. requests, tokens: since then."""
 
-    __slots__ = ("access", "admitted", "day", "id", "key", "limited", "requests", "scopes", "tokens", "used")
+    __slots__ = (
+        "access",
+        "admitted",
+        "day",
+        "id",
+        "key",
+        "limited",
+        "request_rate",
+        "requests",
+        "scopes",
+        "token_rate",
+        "tokens",
+        "used",
+    )
 
     def __init__(self, access: Access, key: Key, used: Used, day: int) -> None:
         self.access, self.key, self.used, self.day = access, key, used, day
@@ -57,64 +70,55 @@ class Caller:
         self.limited = key.limits != Limits()
         self.admitted = (key.id, "admitted")
         self.requests = self.tokens = 0
+        limits, buckets = key.limits, access.buckets
+        self.request_rate: Bucket | None = None
+        self.token_rate: Bucket | None = None
+        if limits.requests_per_minute is not None:
+            self.request_rate = Bucket(buckets, key.number, "requests", limits.requests_per_minute)
+        if limits.tokens_per_minute is not None:
+            self.token_rate = Bucket(buckets, key.number, "tokens", limits.tokens_per_minute)
 
     def spend(self, tokens: int) -> None:
         """Count what the answer to an admitted request took, once that is known: rates and quotas of tokens refuse what
         comes after they are used up."""
         self.tokens += tokens
-        limit = self.key.limits.tokens_per_minute
-        if limit is not None and tokens:
+        if self.token_rate is not None and tokens:
             access, number = self.access, self.key.number
             access.buckets.lock(number)
-            access.buckets.take(number, "tokens", limit, tokens, access.clock())
+            self.token_rate.take(tokens, access.clock())
             access.buckets.unlock(number)
 
     def enter(self) -> None:
         """Raises ApiError 429 where a limit does not let a request in."""
         if self.key.limits.quotas:
             self._check_quotas()
+        if self.request_rate is None and self.token_rate is None:
+            return
         access, number = self.access, self.key.number
         access.buckets.lock(number)
         try:
             now = access.clock()
-            for kind, rate, least in self._rates():
-                # A request that takes tokens is let in while there are any: how many, nobody knows before.
-                left = access.buckets.left(number, kind, rate, now)
-                if left < least:
-                    raise self._too_fast(kind, rate, math.ceil((1.0 - left) * 60.0 / rate))
-            if (limit := self.key.limits.requests_per_minute) is not None:
-                access.buckets.take(number, "requests", limit, 1, now)
+            # A request is let in while there are any tokens: how many it will take, nobody knows before.
+            if (tokens := self.token_rate) is not None and tokens.left(now) < NEARLY:
+                raise self._too_fast(tokens, now)
+            if (requests := self.request_rate) is not None:
+                if requests.left(now) < 1.0 - NEARLY:
+                    raise self._too_fast(requests, now)
+                requests.take(1, now)
         finally:
             access.buckets.unlock(number)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """x-ratelimit-… of OpenAI, for the response; none where no rate is limited."""
-        access, found = self.access, []
-        now = access.clock()
-        for kind, limit, _ in self._rates():
-            left = access.buckets.left(self.key.number, kind, limit, now)
-            full = access.buckets.seconds_to_full(self.key.number, kind, now)
-            found += [
-                (b"x-ratelimit-limit-" + kind.encode(), b"%d" % limit),
-                # Sums of seconds are a little off: 2.9999999 is three.
-                (b"x-ratelimit-remaining-" + kind.encode(), b"%d" % max(0, math.floor(left + 1e-6))),
-                (b"x-ratelimit-reset-" + kind.encode(), duration(full).encode()),
-            ]
-        return found
+        now = self.access.clock()
+        return [header for rate in (self.request_rate, self.token_rate) if rate for header in rate.headers(now)]
 
-    def _rates(self) -> Iterator[tuple[Kind, int, float]]:
-        limits = self.key.limits
-        if limits.requests_per_minute is not None:
-            yield "requests", limits.requests_per_minute, 1.0 - 1e-6
-        if limits.tokens_per_minute is not None:
-            yield "tokens", limits.tokens_per_minute, 1e-6
-
-    def _too_fast(self, kind: Kind, limit: int, seconds: int) -> ApiError:
+    def _too_fast(self, rate: Bucket, now: float) -> ApiError:
         self.access.outcomes[self.id, "limited"] += 1
-        headers = {"retry-after": str(max(1, seconds))}
-        headers |= {name.decode(): value.decode() for name, value in self.headers()}
-        message = f"key {self.id} may use {limit} {kind} a minute; try again in {max(1, seconds)} s"
-        return ApiError(429, message, type=kind, code="rate_limit_exceeded", headers=headers)
+        seconds = max(1, math.ceil((1.0 - rate.left(now)) * rate.each))
+        headers = {name.decode(): value.decode() for name, value in self.headers()} | {"retry-after": str(seconds)}
+        message = f"key {self.id} may use {rate.per_minute} {rate.kind} a minute; try again in {seconds} s"
+        return ApiError(429, message, type=rate.kind, code="rate_limit_exceeded", headers=headers)
 
     def _check_quotas(self) -> None:
         now = self.access.wall()
@@ -356,14 +360,6 @@ def is_loopback(host: str) -> bool:
 def day_of(now: float) -> int:
     """The day of UTC, counted from 1970."""
     return int(now // DAY_SECONDS)
-
-
-def duration(seconds: float) -> str:
-    """As OpenAI writes it: 120ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1e3)}ms" if seconds else "0s"
-    minutes, rest = divmod(math.ceil(seconds * 10) / 10, 60)
-    return f"{minutes:.0f}m{rest:g}s" if minutes else f"{rest:g}s"
 
 
 def seconds_left(period: str, now: float) -> int:

@@ -92,6 +92,11 @@ class Metrics:
         for collector in (self.latency, self.failures, self.stages, self.batches, self.generation, self.jobs, self):
             self.registry.register(collector)
 
+    async def gathered(self) -> None:
+        """Wait until what other processes have counted until now is in here, too."""
+        if self.gather is not None:
+            await self.gather()
+
     def collect(self) -> Iterator[Metric]:
         """The counters of requests, and the depth of every queue."""
         requests = Metric("espalier_requests", "inference requests by outcome (HTTP status)", "counter")

@@ -129,6 +129,9 @@ JOB_ID = parameter("job_id", "path", TEXT, "id of a fine-tuning job")
 TIMEOUT = parameter(
     "X-Request-Timeout", "header", {"type": "number", "exclusiveMinimum": 0}, "seconds to wait at most, then 408"
 )
+PRIORITY = parameter(
+    "X-Request-Priority", "header", {"type": "integer", "minimum": -3, "maximum": 3, "default": 0}, "higher goes first"
+)
 
 # What the routes take that read any kind of input in any form.
 INFERENCE = [
@@ -136,6 +139,7 @@ INFERENCE = [
     parameter("top_k", "query", TOP_K, "how many labels to answer, beside a raw body"),
     parameter("threshold", "query", THRESHOLD, "of the labels in a set, beside a raw body"),
     TIMEOUT,
+    PRIORITY,
 ]
 INPUTS: dict[str, Any] = {
     "application/json": CLASSIFY,
@@ -331,7 +335,7 @@ OPERATIONS = (
         tag="inference",
         summary="Embed texts, images or vectors",
         description="As OpenAI's, of unit length, from every model: an encoder's vectors, a classifier's features.",
-        parameters=[TIMEOUT],
+        parameters=[TIMEOUT, PRIORITY],
         body=json(EMBED),
         example={"model": "minilm", "input": "a sentence"},
         answer=json(EmbeddingsAnswer),
@@ -388,7 +392,7 @@ OPERATIONS = (
         "nothing: the prompt, which OpenAI's clients must send, is taken and not used. The same `seed` makes the same "
         "images, of which the first ones do not depend on `n`; or send `latent` vectors, or an `interpolation` from "
         "one image to another.",
-        parameters=[TIMEOUT],
+        parameters=[TIMEOUT, PRIORITY],
         body=json(ImagesRequest),
         example={"model": "faces", "prompt": "", "n": 4, "seed": 1},
         answer=json(ImagesAnswer),
@@ -541,6 +545,7 @@ OPERATIONS = (
         "where binary_data or binary_data_output ask for it.",
         parameters=[
             TIMEOUT,
+            PRIORITY,
             parameter(
                 "Inference-Header-Content-Length",
                 "header",

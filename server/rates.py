@@ -7,6 +7,7 @@ the clock, and a debt is only a later moment. So several processes share all buc
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 from pathlib import Path
@@ -17,10 +18,12 @@ PLACE: dict[Kind, int] = {"requests": 0, "tokens": 1}
 # Keys that can have buckets of their own. Only the pages that are used take memory.
 MOST_KEYS = 2**21
 BYTES = MOST_KEYS * len(PLACE) * 8
+# Sums of seconds are a little off: 2.9999999 is three.
+NEARLY = 1e-6
 
 
 class Buckets:
-    """Of all keys, two each. `now` is seconds of a clock that all who share them go by: time.monotonic."""
+    """Of all keys. Moments are seconds of a clock that all who share them go by: time.monotonic."""
 
     def __init__(self, shared: Path | None = None) -> None:
         """shared: a file that other processes have mapped, too; made where it is not there."""
@@ -39,14 +42,41 @@ class Buckets:
         if self.file >= 0:
             fcntl.lockf(self.file, fcntl.LOCK_UN, 1, number % MOST_KEYS)
 
-    def seconds_to_full(self, number: int, kind: Kind, now: float) -> float:
-        return max(0.0, self.full_at[number % MOST_KEYS * 2 + PLACE[kind]] - now)
 
-    def left(self, number: int, kind: Kind, per_minute: int, now: float) -> float:
-        """What the bucket holds, less than nothing where more was taken than there was."""
-        return per_minute - self.seconds_to_full(number, kind, now) * per_minute / 60.0
+class Bucket:
+    """One of one key."""
 
-    def take(self, number: int, kind: Kind, per_minute: int, amount: int, now: float) -> None:
-        """Take it, be it there or not."""
-        cell = number % MOST_KEYS * 2 + PLACE[kind]
-        self.full_at[cell] = max(self.full_at[cell], now) + amount * 60.0 / per_minute
+    __slots__ = ("cell", "each", "full_at", "kind", "limit", "per_minute", "remaining", "reset")
+
+    def __init__(self, buckets: Buckets, number: int, kind: Kind, per_minute: int) -> None:
+        self.full_at, self.kind, self.per_minute = buckets.full_at, kind, per_minute
+        self.cell = number % MOST_KEYS * len(PLACE) + PLACE[kind]
+        self.each = 60.0 / per_minute  # seconds until there is one more
+        # What headers of a response call it; OpenAI's.
+        name = kind.encode()
+        self.limit = (b"x-ratelimit-limit-" + name, b"%d" % per_minute)
+        self.remaining, self.reset = b"x-ratelimit-remaining-" + name, b"x-ratelimit-reset-" + name
+
+    def left(self, now: float) -> float:
+        """What it holds, less than nothing where more was taken than there was."""
+        return self.per_minute - max(0.0, self.full_at[self.cell] - now) / self.each
+
+    def take(self, amount: int, now: float) -> None:
+        """Be it there or not."""
+        full_at = self.full_at[self.cell]
+        self.full_at[self.cell] = (full_at if full_at > now else now) + amount * self.each
+
+    def headers(self, now: float) -> tuple[tuple[bytes, bytes], ...]:
+        seconds = max(0.0, self.full_at[self.cell] - now)
+        left = int(self.per_minute - seconds / self.each + NEARLY)
+        return self.limit, (self.remaining, b"%d" % max(0, left)), (self.reset, duration(seconds))
+
+
+def duration(seconds: float) -> bytes:
+    """As OpenAI writes it: 120ms, 1.5s, 6m0s."""
+    if seconds < 1.0:
+        return b"%dms" % math.ceil(seconds * 1e3) if seconds else b"0s"
+    minutes, tenths = divmod(math.ceil(seconds * 10.0), 600)
+    whole, tenth = divmod(tenths, 10)
+    rest = b"%d.%ds" % (whole, tenth) if tenth else b"%ds" % whole
+    return b"%dm%b" % (minutes, rest) if minutes else rest

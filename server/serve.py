@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
         requests = RequestLog(guarded, settings.slow_seconds, self.application.state.traces)
         lane = partial(HotLane, lane=Lane(self.application.state, requests))
         config = uvicorn.Config(
-            BehindProxy(requests) if self.frontends else requests,
+            BehindProxy(requests, self.frontends.behind, self.frontends.settled) if self.frontends else requests,
             host=settings.host,
             port=settings.port,
             uds=self.frontends.path if self.frontends else None,

@@ -26,8 +26,8 @@ from finetune.jobs.store import Job
 from server.generation_metrics import Times
 from server.traces import Answered, Origin, Ran
 
-# A batch names no more of the other requests that ran in it.
-MOST_LINKS = 64
+# A batch names no more of the other requests that ran in it; what OpenTelemetry lets a span have by default.
+MOST_LINKS = 128
 SPANS_A_SEND = 512
 SEND_TIMEOUT_SECONDS = 5.0
 
@@ -120,8 +120,10 @@ class Trace:
             return  # dropped before its turn
         # A translation is told as it is written, and its request may be over before the run is.
         finished, inference = ran.finished or self.one.end, ran.inference or self.one.end - ran.started
-        others = [one for one in batch if one is not self.one.origin]
-        links = [Link(context(one.trace, one.span)) for one in others[:MOST_LINKS]]
+        # One of them links to all others, and these to it: links that were all with all would be most of a trace.
+        first = batch[0]
+        others = batch[1 : 1 + MOST_LINKS] if first is self.one.origin else [first]
+        links = [Link(context(one.trace, one.span)) for one in others]
         rows: Attributes = {"espalier.batch.rows": ran.batch_rows}
         together = self.part("batch", ran.started, finished, rows | self.model(), links=links)
         about = rows | ({} if self.one.provider is None else {"espalier.provider": self.one.provider})

@@ -203,7 +203,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         case "heatmap":
             options = {
                 "calculate": False,
-                "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64},
+                "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64, "scale": "exponential", "exponent": 0.5},
                 "yAxis": {"unit": panel.unit, "axisPlacement": "left"},
                 "cellGap": 1,
                 "legend": {"show": True},

@@ -58,23 +58,18 @@ MODELS = Dashboard(
                     width=4,
                 ),
                 Panel(
-                    "Loads in the last hour",
-                    "Versions that were verified, loaded and warmed up.",
+                    "Loaded",
+                    "Versions that were verified, loaded and warmed up since the servers started.",
                     "short",
-                    [Query(f'sum(increase(espalier_model_loads_total{{{MODEL}, outcome="loaded"}}[1h]))', "loaded")],
+                    [Query(f'sum(espalier_model_loads_total{{{MODEL}, outcome="loaded"}})', "loaded")],
                     kind="stat",
                     width=4,
                 ),
                 Panel(
-                    "Failed loads in the last hour",
-                    "The version before goes on.",
+                    "Failed loads",
+                    "Of those, that failed: the version before goes on.",
                     "short",
-                    [
-                        Query(
-                            f'sum(increase(espalier_model_loads_total{{{MODEL}, outcome="failed"}}[1h])) or vector(0)',
-                            "failed",
-                        )
-                    ],
+                    [Query(f'sum(espalier_model_loads_total{{{MODEL}, outcome="failed"}}) or vector(0)', "failed")],
                     kind="stat",
                     width=4,
                     thresholds=[(0.5, RED)],

@@ -36,11 +36,7 @@ class Layout(NamedTuple):
     def write(self, blocks: Sequence[Block], memory: memoryview) -> None:
         """memory: `size` bytes."""
         if not self.ragged:
-            place = np.frombuffer(memory, self.dtype).reshape(-1, *self.shape)
-            if len(blocks) == 1:
-                place[:] = blocks[0]
-            else:
-                np.concatenate(blocks, out=place)
+            np.concatenate(blocks, out=np.frombuffer(memory, self.dtype).reshape(-1, *self.shape))
             return
         rows = list(chain.from_iterable(blocks))
         lengths = np.frombuffer(memory, LENGTH, len(rows))

@@ -88,20 +88,20 @@ class Bridge:
         self.calls.arm()
         self.loop.add_reader(calls_wake, self._woken)
 
-    def serve(self, repository: Repository) -> Serve:
-        """What the front-end is to serve from now on."""
-        known = {id(offered.model): number for number, offered in self.models.items()}
+    def serve(self, number: int, repository: Repository) -> Serve:
+        """What the front-end is to serve from now on, as the change of this number."""
+        known = {id(offered.model): known_as for known_as, offered in self.models.items()}
         new, names = [], {}
         for name, view in repository.views.items():
             ready = {}
             for version, model in repository.ready[name].items():
-                if (number := known.get(id(model))) is None:
-                    number = next(self.numbers)
-                    self.models[number] = Offered(model)
-                    new.append(offer(number, model, repository))
-                ready[version] = number
+                if (known_as := known.get(id(model))) is None:
+                    known_as = next(self.numbers)
+                    self.models[known_as] = Offered(model)
+                    new.append(offer(known_as, model, repository))
+                ready[version] = known_as
             names[name] = Meaning(view, ready)
-        return Serve(new, names)
+        return Serve(number, new, names)
 
     def let(self, numbers: list[int]) -> None:
         """The front-end asks these models no more."""
@@ -168,28 +168,23 @@ class Bridge:
     def _done(
         self, model: Model, ticket: Ticket, number: int, first: int, requests: int, future: asyncio.Future[Any]
     ) -> None:
-        if not self.open:
-            future.exception()  # nobody is told
+        error = future.exception()
+        if not self.open:  # nobody is told
             return
-        retry_after, reason = 0, ""
         found: list[np.ndarray] | bytes = b""
-        match future.exception():
-            case None:
-                status, value = Status.ANSWERED, future.result()
-                found = [np.asarray(value)] if isinstance(ticket.wanted, str) else value
-            case DeadlinePassed():
-                status, reason = Status.DEADLINE_PASSED, "deadline"
-            case ClientGone():
-                status, reason = Status.CLIENT_GONE, "gone"
-            case QueueFull() as error:  # one of higher priority took its room
-                status, reason, retry_after, found = (
-                    Status.QUEUE_FULL,
-                    "queue_full",
-                    error.retry_after,
-                    str(error).encode(),
-                )
-            case error:
-                status, found = Status.RUN_FAILED, str(error).encode()
+        retry_after, reason = 0, ""
+        if error is None:
+            status, value = Status.ANSWERED, future.result()
+            found = [np.asarray(value)] if isinstance(ticket.wanted, str) else value
+        elif isinstance(error, DeadlinePassed):
+            status, reason = Status.DEADLINE_PASSED, "deadline"
+        elif isinstance(error, ClientGone):
+            status, reason = Status.CLIENT_GONE, "gone"
+        elif isinstance(error, QueueFull):  # one of higher priority took its room
+            status, reason, retry_after = Status.QUEUE_FULL, "queue_full", error.retry_after
+            found = str(error).encode()
+        else:
+            status, found = Status.RUN_FAILED, str(error).encode()
         if reason and requests > 1:  # of the first, the batcher has counted it
             self.rejected[model.name, reason] += requests - 1
         answered = Answered(
@@ -227,7 +222,7 @@ def write(room: memoryview, answered: Answered, found: list[np.ndarray] | bytes)
 
 def offer(number: int, model: Model, repository: Repository) -> Offer:
     batcher = model.batcher
-    most = 1 if batcher is None else batcher.max_batch_size
+    most, parallel = (1, 1) if batcher is None else (batcher.max_batch_size, max(1, batcher.parallel))
     return Offer(
         number,
         msgspec.json.encode(model.manifest),
@@ -238,7 +233,8 @@ def offer(number: int, model: Model, repository: Repository) -> Offer:
         model.timeout,
         model.queue_limit,
         most,
-        2 * most * (1 if batcher is None else max(1, batcher.parallel)),
+        parallel + 1,
+        2 * most * parallel,
         model.cache is not None,
     )
 

@@ -1,7 +1,8 @@
 """A front-end's end of the memory that it shares with the inference process.
 
 Requests that the same turn of the event loop brings go there together: as one call, one block, and one answer, so that
-neither process pays for each of them.
+neither process pays for each of them. While as many calls to a model are under way as it can run and one more, further
+requests are held until one of these is answered or they fill a batch: the more there is to do, the more goes together.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from server.frontends.ring import Ring
 from server.frontends.slab import Slab
 from server.runtime.batcher import Block, ClientGone, DeadlinePassed, Overloaded, QueueFull, RunFailed, Ticket, Wanted
 
-# Requests whose deadlines are no further apart go together; the latest holds for all of them.
+# Requests with less time than this are never held, and go with those whose deadlines are no further apart. The latest
+# deadline holds for all that go together; whose own was passed when they were run, is told so.
+URGENT_SECONDS = 1.0
 DEADLINES_APART = 0.005
 # How often it is looked whether clients have gone that wait for longer than this.
 GONE_SECONDS = 0.025
@@ -39,6 +42,21 @@ class Group:
         self.open = len(tickets)
 
 
+class Pending:
+    """Requests that go together, next. patient: they may be held."""
+
+    __slots__ = ("model", "patient", "priority", "rows", "tickets", "wanted")
+
+    def __init__(self, model: RemoteModel, wanted: Wanted, priority: int, patient: bool) -> None:
+        self.model, self.wanted, self.priority, self.patient = model, wanted, priority, patient
+        self.tickets: list[Ticket] = []
+        self.rows = 0
+
+    def waits(self) -> bool:
+        model = self.model
+        return self.patient and model.flying >= model.most_calls and self.rows < model.most_rows
+
+
 class Link:
     """Calls, and the requests that wait for their answers."""
 
@@ -54,7 +72,7 @@ class Link:
         self.groups: dict[int, Group] = {}
         self.flags = list(range(FLAGS))
         self.unflagged = FLAGS  # numbers of calls that have no flag
-        self.pending: dict[tuple[int, Wanted, int, int], tuple[RemoteModel, list[Ticket]]] = {}
+        self.pending: dict[tuple[int, Wanted, int, int], Pending] = {}
         self.scheduled = self.lost = False
         self.looking: asyncio.TimerHandle | None = None
         self.looked_at: list[int] = []
@@ -65,12 +83,13 @@ class Link:
         if self.lost:
             ticket.future.set_exception(lost())
             return
-        together = id(ticket) if model.cached else int(ticket.deadline / DEADLINES_APART)
-        key = (model.number, ticket.wanted, priority, together)
+        patient = not model.cached and priority <= 0 and ticket.deadline - ticket.queued > URGENT_SECONDS
+        apart = id(ticket) if model.cached else int(ticket.deadline / DEADLINES_APART)
+        key = (model.number, ticket.wanted, priority, 0 if patient else apart)
         if (pending := self.pending.get(key)) is None:
-            self.pending[key] = model, [ticket]
-        else:
-            pending[1].append(ticket)
+            pending = self.pending[key] = Pending(model, ticket.wanted, priority, patient)
+        pending.tickets.append(ticket)
+        pending.rows += ticket.rows
         if not self.scheduled:
             # At the end of this turn of the loop: with it go the requests that the same poll brought.
             self.scheduled = True
@@ -80,7 +99,7 @@ class Link:
         """The inference process is gone: nobody will be answered."""
         self.lost = True
         self.loop.remove_reader(self.answers.wake)
-        tickets = [ticket for _, pending in self.pending.values() for ticket in pending]
+        tickets = [ticket for pending in self.pending.values() for ticket in pending.tickets]
         tickets += [ticket for group in self.groups.values() for ticket in group.tickets]
         self.pending.clear()
         self.groups.clear()
@@ -89,43 +108,45 @@ class Link:
     def _flush(self) -> None:
         self.scheduled = False
         pending, self.pending = self.pending, {}
-        for (_, wanted, priority, _), (model, tickets) in pending.items():
+        for key, one in pending.items():
+            if one.waits():
+                self.pending[key] = one
+                continue
             part: list[Ticket] = []
             rows = 0
-            for ticket in tickets:
+            for ticket in one.tickets:
                 if ticket.future.done():  # cancelled
                     continue
-                if part and rows + ticket.rows > model.most_rows:
-                    self._send(model, wanted, priority, part)
+                if part and rows + ticket.rows > one.model.most_rows:
+                    self._send(one, part)
                     part, rows = [], 0
                 part.append(ticket)
                 rows += ticket.rows
-            if part:
-                self._send(model, wanted, priority, part)
+            one.tickets, one.rows = part, rows
+            if part and one.waits():
+                self.pending[key] = one
+            elif part:
+                self._send(one, part)
         self.calls.publish()
         if self.looking is None and self.groups:
             self.looking = self.loop.call_later(GONE_SECONDS, self._look)
 
-    def _send(self, model: RemoteModel, wanted: Wanted, priority: int, tickets: list[Ticket]) -> None:
+    def _send(self, pending: Pending, tickets: list[Ticket]) -> None:
+        model, wanted = pending.model, pending.wanted
         if self.flags:
             number = self.flags.pop()
             self.gone[number] = 0
         else:
             number = self.unflagged = self.unflagged + 1
+        code, takes, _ = model.plan(wanted)
         group = self.groups[number] = Group(number, model, wanted, tickets)
-        takes, blocks, counts = model.takes(wanted), [ticket.block for ticket in tickets], [t.rows for t in tickets]
+        model.flying += 1
+        blocks, counts = [ticket.block for ticket in tickets], [ticket.rows for ticket in tickets]
         group.size = takes.size(blocks)
         group.place = self.slab.allocate(group.size)
         head = Call(
-            number,
-            model.number,
-            sum(counts),
-            len(counts),
-            priority,
-            model.code(wanted),
-            group.place or 0,
-            group.size,
-            max(ticket.deadline for ticket in tickets),
+            *(number, model.number, sum(counts), len(counts), pending.priority, code, group.place or 0, group.size),
+            max([ticket.deadline for ticket in tickets]),
         ).packed(counts)
         try:
             self._write(group, takes, blocks, head)
@@ -154,6 +175,10 @@ class Link:
     def _forget(self, group: Group) -> None:
         """It is answered: its memory and its number are free."""
         del self.groups[group.number]
+        group.model.flying -= 1
+        if self.pending and not self.scheduled:
+            self.scheduled = True
+            self.loop.call_soon(self._flush)
         if group.place is not None:
             self.slab.release(group.place, group.size)
         if group.number < FLAGS:
@@ -191,13 +216,16 @@ class Link:
             return
         whole, first = isinstance(group.wanted, str), 0
         for place, ticket in enumerate(tickets):
-            ticket.queued, ticket.started, ticket.finished = answer.queued, answer.started, answer.finished
+            ticket.started, ticket.finished = answer.started, answer.finished
             ticket.inference, ticket.batch_rows = answer.inference, answer.batch_rows
             if place:  # of the first, the batcher has
-                group.model.queue_seconds.observe(answer.started - answer.queued)
+                group.model.queue_seconds.observe(answer.started - ticket.queued)
             last = first + ticket.rows
             if not ticket.future.done():
-                if len(tickets) == 1:
+                if answer.started > ticket.deadline:  # its own, which is sooner than that of the call
+                    group.model.rejected[group.model.name, "deadline"] += 1
+                    ticket.future.set_exception(DeadlinePassed())
+                elif len(tickets) == 1:
                     ticket.future.set_result(value)
                 elif whole:
                     ticket.future.set_result(value[first:last])

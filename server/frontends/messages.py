@@ -94,6 +94,7 @@ class Settle(msgspec.Struct, tag=True):
 
 class Offer(msgspec.Struct):
     """One version of a model, as `number` from now on. manifest: JSON. folder: of its bundle. most_rows: of one call.
+    most_calls: that are under way before requests are held to go together.
     freely: requests that may be open before it is asked whether they can be answered in time. cached: answers are kept
     for requests that are the same, so that each goes alone. The rest is as of the Model."""
 
@@ -106,6 +107,7 @@ class Offer(msgspec.Struct):
     timeout: float
     queue_limit: int
     most_rows: int
+    most_calls: int
     freely: int
     cached: bool
 
@@ -118,11 +120,19 @@ class Meaning(msgspec.Struct):
 
 
 class Serve(msgspec.Struct, tag=True):
-    """What is served from now on, by name. new: what this front-end has not seen yet. It answers `Let` of those that
-    are not among `names` any more, once its requests to them are done."""
+    """What is served from now on, by name. new: what this front-end has not seen yet. It answers `Follows` with the
+    number of this once it does so, and `Let` of those that are not among `names` any more, once its requests to them
+    are done."""
 
+    number: int
     new: list[Offer]
     names: dict[str, Meaning]
+
+
+class Keys(msgspec.Struct, tag=True):
+    """API keys were made or revoked: the change of this number."""
+
+    number: int
 
 
 class Stop(msgspec.Struct, tag=True):
@@ -148,11 +158,17 @@ class Loaded(msgspec.Struct, tag=True):
     retry_after: int | None = None
 
 
-ToFrontend = Settle | Serve | Stop | Report | LargeAnswer | Loaded
+ToFrontend = Settle | Serve | Keys | Stop | Report | LargeAnswer | Loaded
 
 
 class Ready(msgspec.Struct, tag=True):
     """It listens."""
+
+
+class Follows(msgspec.Struct, tag=True):
+    """What was said by `Serve` or `Keys` is what requests find."""
+
+    number: int
 
 
 class Let(msgspec.Struct, tag=True):
@@ -191,4 +207,4 @@ class Counted(msgspec.Struct, tag=True):
     proxied: int
 
 
-ToEngine = Ready | Let | Load | LargeCall | Counted
+ToEngine = Ready | Follows | Let | Load | LargeCall | Counted

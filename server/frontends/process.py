@@ -22,13 +22,15 @@ from litestar.datastructures import State
 from litestar.types import ASGIApp
 
 from finetune.jobs.store import JobStore
-from server import logs
+from server import heap, logs
 from server.access import Access, AccessLayer
 from server.frontends.app import FrontendApp, routes_of
 from server.frontends.control import Control
 from server.frontends.link import Link
 from server.frontends.listening import listener
 from server.frontends.messages import (
+    Follows,
+    Keys,
     LargeAnswer,
     Loaded,
     Ready,
@@ -72,7 +74,7 @@ class Frontend:
     def __init__(self, end: socket.socket) -> None:
         self.metrics = Metrics()
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.told: asyncio.Queue[Serve | Loaded] = asyncio.Queue()
+        self.told: asyncio.Queue[Serve | Keys | Loaded] = asyncio.Queue()
         self.lost = self.stopping = False
         self.server: Server | None = None
         self.control = Control(end, decoder, self._received, self._lost)
@@ -116,6 +118,9 @@ class Frontend:
             match await self.told.get():
                 case Serve() as message:
                     await self.repository.serve(message)
+                case Keys(number=number):
+                    await self.access.refresh()
+                    self.control.send(Follows(number))
                 case message:
                     self.repository.loaded(message)
 
@@ -123,7 +128,7 @@ class Frontend:
         match message:
             case Settle():
                 self._settle(message, *descriptors)
-            case Serve() | Loaded():  # what is loaded may have been said to be served just before
+            case Serve() | Keys() | Loaded():  # what is loaded may have been said to be served just before
                 self.told.put_nowait(message)
             case LargeAnswer():
                 self.link.answered(whole(*descriptors))
@@ -204,6 +209,7 @@ def main(descriptor: int) -> int:
             return await Frontend(socket.socket(fileno=descriptor)).run()
         return 1
 
+    heap.settle()
     # uvicorn raises the signal again once it has stopped in order, which is no failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
     status: int = uvloop.run(run())

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import cast
 
 import httptools
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from server.errors import ApiError
 
@@ -152,19 +153,29 @@ def lost() -> ApiError:
 
 
 class BehindProxy:
-    """ASGI application around that of the inference process: the client is who the front-end says."""
+    """ASGI application around that of the inference process: the client is who the front-end says, and what a request
+    has changed is known to all front-ends before it is answered."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, behind: Callable[[], bool], settled: Callable[[], Awaitable[None]]) -> None:
+        """behind: whether a front-end does not know yet what is served, and to whom; settled: until all do."""
+        self.app, self.behind, self.settled = app, behind, settled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == ScopeType.HTTP:
-            headers = list(scope["headers"])
-            for place, (name, value) in enumerate(headers):
-                if name == CLIENT:
-                    host, _, port = value.decode().partition(" ")
-                    scope["client"] = host, int(port)
-                    del headers[place]
-                    scope["headers"] = headers
-                    break
-        await self.app(scope, receive, send)
+        if scope["type"] != ScopeType.HTTP:
+            await self.app(scope, receive, send)
+            return
+        headers = list(scope["headers"])
+        for place, (name, value) in enumerate(headers):
+            if name == CLIENT:
+                host, _, port = value.decode().partition(" ")
+                scope["client"] = host, int(port)
+                del headers[place]
+                scope["headers"] = headers
+                break
+
+        async def settled(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.behind():
+                await self.settled()
+            await send(message)
+
+        await self.app(scope, receive, settled)

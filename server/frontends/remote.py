@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from export.bundle import Manifest
 from export.processing.inputs import TextInput
 from export.processing.text import TextProcessor
 from server.frontends.blocks import Layout, latent, layout
-from server.frontends.messages import ALL, GENERATE, Let, Load, Loaded, Offer, Serve
+from server.frontends.messages import ALL, GENERATE, Follows, Let, Load, Loaded, Offer, Serve
 from server.metrics import Metrics
 from server.runtime.answers import answers, generator
 from server.runtime.batcher import MOST_OF_THE_TIME, Block, Lane, Overloaded, Ticket, Wanted, seconds_to_wait
@@ -38,6 +38,16 @@ log = logging.getLogger("espalier.frontends")
 LANE = Lane(0)  # tickets here are in no queue
 # What the inference process said of its queue holds for so long.
 SAID_SECONDS = 0.1
+MOST_PLANS = 1000
+
+
+class Plan(NamedTuple):
+    """code: of Call.wanted. layout: of the rows. crossed: outputs of the graph whose arrays come, none where it is that
+    of the answer itself."""
+
+    code: int
+    layout: Layout
+    crossed: list[str]
 
 
 class RemoteModel(Model):
@@ -69,6 +79,8 @@ class RemoteModel(Model):
         self.throughput = Throughput()  # in requests
         self.finished = time.perf_counter()  # the last answer
         self.wait = 0.0  # that the queue had then
+        self.most_calls, self.flying = offer.most_calls, 0
+        self.plans: dict[Wanted, Plan] = {}
         self.known = answers(self.manifest)
         self.layout = layout(self.manifest)
         self.places = {output.name: place for place, output in enumerate(self.manifest.outputs)}
@@ -91,7 +103,7 @@ class RemoteModel(Model):
         """As Model.admit, by what is open here and what was last said of the queue there."""
         if self.cached or priority > 0:  # the answer may be there
             return
-        late = self.wait > MOST_OF_THE_TIME * left and time.perf_counter() - self.finished < SAID_SECONDS
+        late = self.wait > max(0.0, MOST_OF_THE_TIME * left) and time.perf_counter() - self.finished < SAID_SECONDS
         if late or self.requests > self.freely:
             rate = self.throughput.rate()
             if late or self.requests > max(self.freely, MOST_OF_THE_TIME * left * rate):
@@ -105,28 +117,32 @@ class RemoteModel(Model):
         self.throughput.add(requests, now - self.finished)
         self.finished, self.wait = now, wait
 
-    def code(self, wanted: Wanted) -> int:
-        """Of Call.wanted."""
+    def plan(self, wanted: Wanted) -> Plan:
+        """How it crosses."""
+        if (found := self.plans.get(wanted)) is None:
+            if len(self.plans) >= MOST_PLANS:  # clients name outputs in many orders
+                self.plans.clear()
+            found = self.plans[wanted] = self._plan(wanted)
+        return found
+
+    def _plan(self, wanted: Wanted) -> Plan:
+        outputs = wanted
         if isinstance(wanted, str):
             if wanted not in self.known:
-                return GENERATE
-            wanted = self.known[wanted].outputs
-        places = [self.places[output] for output in wanted]
-        return ALL if max(places) >= ALL.bit_length() - 1 else sum(1 << place for place in set(places))
-
-    def takes(self, wanted: Wanted) -> Layout:
-        """How rows lie in memory."""
-        if self.code(wanted) != GENERATE:
-            return self.layout
-        assert self.generator is not None, "what generates has a generator"
-        return latent(self.generator.latent)
+                assert self.generator is not None, "what generates has a generator"
+                return Plan(GENERATE, latent(self.generator.latent), [])
+            outputs = self.known[wanted].outputs
+        places = {self.places[output] for output in outputs}
+        if max(places) >= ALL.bit_length() - 1:
+            return Plan(ALL, self.layout, list(self.places))
+        crossed = [output for output, place in self.places.items() if place in places]
+        return Plan(sum(1 << place for place in places), self.layout, crossed)
 
     def value(self, wanted: Wanted, arrays: list[np.ndarray]) -> Any:
-        """What Ticket.future gives, of the arrays that cross for `wanted`: the outputs in the manifest's order."""
-        code = self.code(wanted)
-        if code == GENERATE:
+        """What Ticket.future gives, of the arrays that have crossed for `wanted`."""
+        crossed = self.plan(wanted).crossed
+        if not crossed:
             return arrays[0]
-        crossed = [output for output, place in self.places.items() if code == ALL or code >> place & 1]
         found = dict(zip(crossed, arrays, strict=True))
         if isinstance(wanted, str):
             return self.known[wanted].make(found)
@@ -142,7 +158,7 @@ class RemoteModel(Model):
 class RemoteRepository(References):
     """What the inference process serves, as far as it has told. known: whether it has told anything yet."""
 
-    def __init__(self, metrics: Metrics, link: Link, send: Callable[[Let | Load], None]) -> None:
+    def __init__(self, metrics: Metrics, link: Link, send: Callable[[Follows | Let | Load], None]) -> None:
         super().__init__()
         self.metrics, self.link, self.send = metrics, link, send
         self.known = asyncio.Event()
@@ -172,6 +188,7 @@ class RemoteRepository(References):
             task = asyncio.create_task(self._let(self.numbered.pop(number)))
             self.retiring.add(task)
             task.add_done_callback(self.retiring.discard)
+        self.send(Follows(message.number))
         self.known.set()
 
     async def _let(self, model: RemoteModel) -> None:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,8 @@ from server.frontends.engine import Bridge
 from server.frontends.listening import reserved
 from server.frontends.messages import (
     Counted,
+    Follows,
+    Keys,
     LargeCall,
     Let,
     Load,
@@ -50,6 +53,8 @@ decoder = msgspec.msgpack.Decoder(ToEngine)
 REPORT_SECONDS = 1.0
 # One that takes longer to say what it has counted is left out of an answer to /metrics.
 MOST_REPORT_SECONDS = 1.0
+# What was changed by a request is so for the next one, whichever front-end that comes to: for this its answer waits.
+MOST_FOLLOW_SECONDS = 2.0
 # One that ended sooner than this after its start is started again later and later.
 SOON_SECONDS = 5.0
 MOST_PAUSE = 5.0
@@ -66,6 +71,7 @@ class Front:
         self.number = number
         self.requests = 0
         self.up = False
+        self.follows = 0  # the change that it has followed last
         self.started = 0.0
         self.failures = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -87,6 +93,8 @@ class FrontEnds:
         self.rates = self.folder / "rates"
         self.fronts = [Front(number) for number in range(settings.frontends)]
         self.stopping = False
+        self.change = 0  # of what is served, counted
+        self.followed = asyncio.Event()
         self.reports: dict[int, tuple[set[int], asyncio.Event]] = {}
         self.numbers = itertools.count(1)
         self.lives: list[asyncio.Task[None]] = []
@@ -95,6 +103,7 @@ class FrontEnds:
     async def start(self, repository: Repository, metrics: Metrics, access: Access) -> None:
         """Start them, and return when all listen. Raises FrontendFailed."""
         self.repository, self.metrics, self.access = repository, metrics, access
+        self.keys = access.state
         repository.watchers.append(self._serve)
         metrics.registry.register(self)
         metrics.gather = self.gather
@@ -113,9 +122,7 @@ class FrontEnds:
     async def stop(self) -> None:
         """Let them answer what they have; those that take longer than a shutdown may are killed."""
         self.stopping = True
-        for front in self.fronts:
-            if front.control is not None:
-                front.control.send(Stop())
+        self._tell(Stop())
         limit = self.settings.drain_seconds + 2.0
         _, late = await asyncio.wait(self.lives[: len(self.fronts)], timeout=limit)
         for front in self.fronts if late else []:
@@ -128,6 +135,23 @@ class FrontEnds:
         self.kept.close()
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
+    def behind(self) -> bool:
+        """Whether some do not know yet what is served, and to whom."""
+        if self.access.on and self.access.state != self.keys:
+            self.keys = self.access.state
+            self.change += 1
+            self._tell(Keys(self.change))
+        return any(front.up and front.follows < self.change for front in self.fronts)
+
+    async def settled(self) -> None:
+        """Wait until all do."""
+        change = self.change
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MOST_FOLLOW_SECONDS):
+                while any(front.up and front.follows < change for front in self.fronts):
+                    self.followed.clear()
+                    await self.followed.wait()
+
     async def gather(self) -> None:
         """Have all that was counted until now added to the metrics of this process."""
         asked = {front.number for front in self.fronts if front.up}
@@ -135,9 +159,7 @@ class FrontEnds:
             return
         number, done = next(self.numbers), asyncio.Event()
         self.reports[number] = asked, done
-        for front in self.fronts:
-            if front.up and front.control is not None:
-                front.control.send(Report(number))
+        self._tell(Report(number))
         try:
             async with asyncio.timeout(MOST_REPORT_SECONDS):
                 await done.wait()
@@ -156,6 +178,11 @@ class FrontEnds:
             up.add_sample("espalier_frontend_up", labels, int(front.up))
         yield requests
         yield up
+
+    def _tell(self, message: Keys | Report | Stop) -> None:
+        for front in self.fronts:
+            if front.control is not None:
+                front.control.send(message)
 
     async def _live(self, front: Front, ready: asyncio.Event) -> None:
         """Start a front-end, again and again, until they are to stop. Returns when the first start fails, too."""
@@ -189,7 +216,8 @@ class FrontEnds:
             self._received(front, control, bridge, ready, message, descriptors)
 
         def lost() -> None:
-            front.up = False
+            front.up, front.follows = False, 0
+            self.followed.set()
             bridge.close()
             for asked, done in self.reports.values():
                 asked.discard(front.number)
@@ -205,7 +233,7 @@ class FrontEnds:
             Settle(settings, *self.address, self.path, str(self.rates)),
             [memory, os.dup(calls_wake), os.dup(answers_wake)],
         )
-        control.send(bridge.serve(self.repository))
+        control.send(bridge.serve(self.change, self.repository))
         return ended
 
     def _received(
@@ -221,6 +249,9 @@ class FrontEnds:
             case Ready():
                 front.up = True
                 ready.set()
+            case Follows(number=number):
+                front.follows = number
+                self.followed.set()
             case LargeCall():
                 bridge.large_call(message, *descriptors)
             case Let(numbers=numbers):
@@ -250,9 +281,10 @@ class FrontEnds:
 
     def _serve(self) -> None:
         """Tell all what is served now."""
+        self.change += 1
         for front in self.fronts:
             if front.bridge is not None and front.bridge.open and front.control is not None:
-                front.control.send(front.bridge.serve(self.repository))
+                front.control.send(front.bridge.serve(self.change, self.repository))
 
     async def _ask_again(self) -> None:
         while True:

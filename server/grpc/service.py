@@ -193,6 +193,7 @@ class Service:
         return inference_pb2.ModelConfigResponse(config=found)
 
     async def model_statistics(self, request: Any, call: Call) -> Any:
+        await self.metrics.gathered()
         found = descriptions.statistics(self.repository, self.metrics, request.name, request.version)
         return _message(found, inference_pb2.ModelStatisticsResponse)
 

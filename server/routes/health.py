@@ -43,8 +43,7 @@ def ready(state: State) -> Response[Health]:
 async def metrics(request: Request[Any, Any, Any], state: State) -> Response[bytes]:
     """All metrics in Prometheus's text format, or in OpenMetrics where that is accepted."""
     found: Metrics = state.metrics
-    if found.gather is not None:
-        await found.gather()
+    await found.gathered()
     accepted = [one.partition(";")[0].strip() for one in request.headers.get("accept", "").split(",")]
     if OPEN_METRICS in accepted:
         body = await asyncio.to_thread(found.render_open)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.grafana.dashboards import DASHBOARDS, FOLDER, text
+from deploy.grafana.files import DASHBOARDS, FOLDER, text
 from deploy.grafana.questions import VARIABLE, filled, legend, questions
 
 FILES = sorted(FOLDER.glob("*.json"))
@@ -24,9 +24,7 @@ def panels(path: Path) -> list[dict[str, Any]]:
 
 def test_the_files_are_what_the_code_makes() -> None:
     made = {f"{name}.json": text(dashboard) for name, dashboard in DASHBOARDS.items()}
-    assert {path.name: path.read_text(encoding="utf-8") for path in FILES} == made, (
-        "run python -m deploy.grafana.dashboards"
-    )
+    assert {path.name: path.read_text(encoding="utf-8") for path in FILES} == made, "run python -m deploy.grafana.files"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

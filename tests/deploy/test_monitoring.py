@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import yaml
+from PIL import Image
 
-from deploy.grafana.dashboards import DASHBOARDS, FOLDER
+from deploy.grafana.files import DASHBOARDS, FOLDER
+from deploy.grafana.picture import Span, draw
 from deploy.grafana.questions import Question, filled, questions
 from deploy.prometheus import local
 from deploy.prometheus.local import Prometheus
@@ -229,6 +231,18 @@ def test_every_query_of_every_panel_gets_data(name: str, watched: Watched) -> No
         if not any(one.values for one in series):
             empty.append(f"{question.panel}: {question.expr}")
     assert not empty, "\n".join(empty)
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_dashboard_is_drawn(name: str, watched: Watched, tmp_path: Path) -> None:
+    dashboard = json.loads((FOLDER / f"{name}.json").read_text())
+    path = tmp_path / f"{name}.png"
+    draw(dashboard, watched.prometheus, EVERYTHING, Span(watched.began, watched.ended), path)
+    with Image.open(path) as picture:
+        assert picture.width == 1600
+        assert picture.height > 30 * max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
+        assert len(picture.convert("RGB").getcolors(1000) or ()) > 10
+    assert path.stat().st_size < 300_000
 
 
 def test_every_variable_has_values_to_choose_from(watched: Watched) -> None:

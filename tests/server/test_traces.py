@@ -168,7 +168,7 @@ def test_a_header_that_is_none_begins_a_trace(traced: Traced, header: str) -> No
 
 
 def test_requests_of_one_batch_are_linked(traced: Traced) -> None:
-    """Many at once: where some ran together, each names the others."""
+    """Many at once: where some ran together, one of them names the others, and these it."""
     with ThreadPoolExecutor(16) as threads:
         for turn in range(20):
             names = [f"together-{turn}-{i}" for i in range(16)]
@@ -185,14 +185,19 @@ def test_requests_of_one_batch_are_linked(traced: Traced) -> None:
         else:
             pytest.fail("no two of 320 requests ran together")
     roots = {spans[0].context.span_id: batch for spans, batch in shared if spans[0].context}
+    together: dict[int | None, list[tuple[int, set[int], int]]] = {}
     for spans, batch in shared:
-        linked = [link.context.span_id for link in batch.links]
-        assert len(linked) == (batch.attributes or {})["espalier.batch.rows"] - 1  # type: ignore[operator]
-        mine = spans[0].context
-        assert mine is not None
-        assert mine.span_id not in linked
-        for other in linked:
-            assert roots[other].start_time == batch.start_time
+        rows = (batch.attributes or {})["espalier.batch.rows"]
+        linked = {link.context.span_id for link in batch.links}
+        assert all(roots[other].start_time == batch.start_time for other in linked)
+        together.setdefault(batch.start_time, []).append((spans[0].context.span_id, linked, rows))  # type: ignore[union-attr, arg-type]
+    for batches in together.values():
+        members = {mine for mine, _, _ in batches}
+        assert {rows for _, _, rows in batches} == {len(members)}
+        [first] = [
+            mine for mine, linked, _ in batches if linked == members - {mine} and len(linked) == len(members) - 1
+        ][:1]
+        assert all(linked == {first} for mine, linked, _ in batches if mine != first)
 
 
 def test_a_language_model_tells_of_its_sequences(traced: Traced) -> None:

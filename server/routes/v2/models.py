@@ -54,19 +54,22 @@ async def version_config(state: State, model: FromPath[str], version: FromPath[s
     return descriptions.model_config(await descriptions.find(state.repository, model, version))
 
 
-@get("/v2/models/stats", sync_to_thread=False)
-def all_statistics(state: State) -> Statistics:
+@get("/v2/models/stats")
+async def all_statistics(state: State) -> Statistics:
     """Counts and durations since the server started, of every loaded version of every model."""
+    await state.metrics.gathered()
     return descriptions.statistics(state.repository, state.metrics)
 
 
-@get(f"{MODEL}/stats", sync_to_thread=False)
-def model_statistics(state: State, model: FromPath[str]) -> Statistics:
+@get(f"{MODEL}/stats")
+async def model_statistics(state: State, model: FromPath[str]) -> Statistics:
+    await state.metrics.gathered()
     return descriptions.statistics(state.repository, state.metrics, model)
 
 
-@get(f"{VERSION}/stats", sync_to_thread=False)
-def version_statistics(state: State, model: FromPath[str], version: FromPath[str]) -> Statistics:
+@get(f"{VERSION}/stats")
+async def version_statistics(state: State, model: FromPath[str], version: FromPath[str]) -> Statistics:
+    await state.metrics.gathered()
     return descriptions.statistics(state.repository, state.metrics, model, version)
 
 

@@ -50,7 +50,7 @@ class Ends:
     async def serve(self) -> None:
         """Read the repository's folder anew, and tell the front-end."""
         await self.repository.refresh()
-        await self.remote.serve(self.bridge.serve(self.repository))
+        await self.remote.serve(self.bridge.serve(1, self.repository))
 
     def model(self, name: str) -> RemoteModel:
         found = self.remote.get(name)
@@ -66,9 +66,9 @@ class Ends:
         self.link.answered(region.whole(*descriptors))
 
     def _tell(self, message: Any) -> None:
-        assert isinstance(message, Let)
-        self.let += message.numbers
-        self.bridge.let(message.numbers)
+        if isinstance(message, Let):
+            self.let += message.numbers
+            self.bridge.let(message.numbers)
 
 
 def story(told: Callable[[Ends], Awaitable[None]], home: Path, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""The dashboards, written as Grafana reads them: python -m deploy.grafana.dashboards
+"""The dashboards, written as Grafana reads them: python -m deploy.grafana.files
 
 A test compares dashboards/*.json with what this makes.
 """
