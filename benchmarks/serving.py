@@ -1,9 +1,10 @@
 """HTTP throughput against raw ONNX Runtime, both in one run: python -m benchmarks.serving [--output FILE]
 
-EfficientNet-Lite0 at 64 × 64 (raw pixels) and an MLP 784-512-512-10 (JSON and float32 bytes), at 1, 16 and 64
-connections. The ceiling is ONNX Runtime alone in a process of its own, at its best batch size. Weights are random:
-they do not change the speed. The load comes from a process of its own, on the same cores as the server, and costs what
-the column says. Both sides take turns, and the ratio is the median of the rounds: machines are not always as fast.
+EfficientNet-Lite0 at 64 × 64 (raw pixels) and an MLP 784-512-512-10 (JSON, float32 bytes, and these as the Open
+Inference Protocol has them), at 1, 16, 64 and 256 connections, and beside them an answer with nothing to compute. The
+ceiling is ONNX Runtime alone in a process of its own, at its best batch size. Weights are random: they do not change
+the speed. The load comes from a process of its own, on the same cores as the server, and costs what the column says.
+Both sides take turns, and the ratio is the median of the rounds: machines are not always as fast.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-CONNECTIONS = (1, 16, 64)
+CONNECTIONS = (1, 16, 64, 256)
 BATCHES = (1, 4, 8, 16, 32, 64)
 SECONDS = 2.0
 ROUNDS = 5
@@ -119,9 +120,19 @@ def server(home: Path, repository: Path, *more: str) -> Iterator[tuple[int, int]
         process.wait()
 
 
-def request(path: str, kind: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
+def request(path: str, kind: str, body: bytes, more: str = "") -> bytes:
+    """more: headers, each with its line's end."""
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
     return head.encode() + body
+
+
+def infer(vector: bytes) -> bytes:
+    """A request of the Open Inference Protocol, tensors in binary both ways."""
+    tensor = {"name": "vector", "shape": [1, 784], "datatype": "FP32", "parameters": {"binary_data_size": len(vector)}}
+    wanted = {"name": "logits", "parameters": {"binary_data": True}}
+    text = json.dumps({"inputs": [tensor], "outputs": [wanted]}).encode()
+    length = f"inference-header-content-length: {len(text)}\r\n"
+    return request("/v2/models/mlp/infer", "application/octet-stream", text + vector, length)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -173,6 +184,7 @@ def main() -> None:
         ("cnn", "CNN, pixels", request("/v1/classify?model=cnn&top_k=1", binary, pixels.tobytes())),
         ("mlp", "MLP, JSON", request("/v1/classify", "application/json", in_json)),
         ("mlp", "MLP, float32", request("/v1/classify?model=mlp&top_k=1", binary, vector.tobytes())),
+        ("mlp", "MLP, /v2, float32", infer(vector.tobytes())),
     ]
     health = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
     ceilings: dict[str, list[tuple[float, int]]] = {"cnn": [], "mlp": []}

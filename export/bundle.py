@@ -152,6 +152,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileDigest]
 
 
+# Made once, while there is one thread: msgspec crashes where two threads are the first to learn a type.
+manifest_decoder = msgspec.json.Decoder(Manifest)
+
+
 class DamagedBundle(Exception):
     """A bundle that must not be served; the message names the file and what is wrong with it."""
 
@@ -176,7 +180,7 @@ def read_manifest(folder: Path) -> Manifest:
 def decoded_manifest(content: bytes, source: str) -> Manifest:
     """Raises DamagedBundle, which begins with `source`."""
     try:
-        manifest = msgspec.json.decode(content, type=Manifest)
+        manifest = manifest_decoder.decode(content)
     except msgspec.DecodeError as error:
         raise DamagedBundle(f"{source}: {error}") from error
     if manifest.format != FORMAT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import warnings
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -33,6 +34,9 @@ MARK = secrets.token_hex(16)
 IN_JSON = b'"%b"' % MARK.encode()
 # Numbers whose squares add up to less are all finite as float32.
 MOST = float(np.finfo(np.float32).max) ** 2
+
+# They are refused, and np.errstate would take as long as all that is done with the others.
+warnings.filterwarnings("ignore", "overflow encountered in dot", RuntimeWarning)
 
 numbers_decoder = msgspec.json.Decoder(list[float])
 
@@ -81,5 +85,4 @@ def float32s(text: bytes) -> np.ndarray | None:
         values = np.frombuffer(parser.parse(text).as_buffer(of_type="d"))
     except (ValueError, TypeError, RuntimeError):
         return None
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32) if values.dot(values) < MOST else None
+    return values.astype(np.float32) if values.dot(values) < MOST else None

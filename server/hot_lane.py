@@ -1,10 +1,10 @@
 """uvicorn's HTTP protocol with a short way for inference: no ASGI scope, no task, no messages, one write an answer.
 
-A POST to one of `hot_routes` over HTTP/1.1 is a `HotExchange`: its body is gathered, its handler's coroutine is stepped
-here whenever what it waits for is done, and the whole response is written at once. Everything else (other routes and
-methods, HTTP/1.0, forms, Expect: 100-continue, upgrades, what is announced larger than a body may be) goes the way that
-uvicorn has for it. Both kinds may follow each other on a connection and are answered in order: a HotExchange stands
-where uvicorn has the cycle of a request.
+A request to one of `hot_routes` over HTTP/1.1 is a `HotExchange`: its body is gathered, its handler's coroutine is
+stepped here whenever what it waits for is done, and the whole response is written at once. Everything else (other
+routes and methods, HTTP/1.0, forms, Expect: 100-continue, upgrades, what is announced larger than a body may be) goes
+the way that uvicorn has for it. Both kinds may follow each other on a connection and are answered in order: a
+HotExchange stands where uvicorn has the cycle of a request.
 
 Clients send the same head again and again. A head that httptools has parsed is kept; where the very same bytes begin
 the next request, they are not parsed again.
@@ -202,7 +202,7 @@ class HotLane(HttpToolsProtocol):
                 data = self._parse_head(raw, data)
                 continue
             exchange = self._opened(known)
-            missing: int = known.head.length  # type: ignore[assignment]  # heads without it are not kept
+            missing: int = known.head.length  # type: ignore[assignment]  # heads of bodies in chunks are not kept
             there = len(data) - end
             source = data if there < LARGE_BODY else memoryview(data)
             exchange.pieces.append(source[end : end + missing])
@@ -260,7 +260,7 @@ class HotLane(HttpToolsProtocol):
     def _hot(self) -> KnownHead | None:
         """What the head means that has been parsed; None where uvicorn shall answer."""
         parser = self.parser
-        if parser.get_method() != b"POST" or self.expect_100_continue:
+        if self.expect_100_continue:
             return None
         path, _, query = self.url.partition(b"?")
         if b"#" in self.url or not path.isascii():
@@ -269,7 +269,8 @@ class HotLane(HttpToolsProtocol):
         if route is None or parser.get_http_version() != "1.1" or parser.should_upgrade():
             return None
         try:
-            head = Head("POST", unquote(path.decode("ascii")), query, self.headers)
+            method = parser.get_method().decode("ascii")
+            head = Head(method, unquote(path.decode("ascii")), query, self.headers, only=route.method)
         except ApiError:
             return None
         if head.kind == "multipart/form-data" or (head.length is not None and head.length > self.limit):
@@ -350,7 +351,11 @@ class HotLane(HttpToolsProtocol):
             return
         if self.stopping:
             self.tasks.add(cast(Any, exchange))
-        exchange.coroutine = replied(exchange.route.name, exchange, exchange.route.answer)
+        route = exchange.route
+        if isinstance(route.answer, bytes):
+            self._answer(exchange, 200, route.answer)
+            return
+        exchange.coroutine = replied(route.name, exchange, route.answer)
         self._step()
 
     def _refuse(self, exchange: HotExchange, error: ApiError) -> None:
@@ -392,7 +397,9 @@ class HotLane(HttpToolsProtocol):
             transport.close()
             return
         now = perf_counter()
-        self.lane.log.note("POST", exchange.head.path, status, now - exchange.start, exchange.identity, exchange)
+        self.lane.log.note(
+            exchange.head.method, exchange.head.path, status, now - exchange.start, exchange.identity, exchange
+        )
         closes = not exchange.keep_alive or (self.stopping and not self.pipeline)
         opening = self.lane.opening(self.server_state.default_headers)
         if status != 200:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from server.exchange import Body, Exchange
 from server.routes.classify import classify
 from server.routes.embeddings import embeddings
+from server.routes.health import LIVE
 from server.routes.predict import predict
 from server.routes.v2.infer import infer
 
@@ -16,15 +19,17 @@ from server.routes.v2.infer import infer
 @dataclass(frozen=True, slots=True)
 class HotRoute:
     """name: in logs and metrics. answer: awaits futures, and what needs a task of its own in one that it makes; what it
-    streams is no stream of events."""
+    gives is no stream of events. Or, instead of that, JSON that is always the answer."""
 
     name: str
-    answer: Callable[[Exchange], Coroutine[Any, Any, Body]]
+    answer: Callable[[Exchange], Coroutine[Any, Any, Body]] | bytes
+    method: str = "POST"
 
 
 BY_PATH = {
     route.name: route
     for route in (
+        HotRoute("/health/live", msgspec.json.encode(LIVE), "GET"),
         HotRoute("/v1/classify", classify),
         HotRoute("/v1/embeddings", embeddings),
         HotRoute("/v1/predict", predict),

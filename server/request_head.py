@@ -16,7 +16,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 class Head:
     """headers: names in lower case. kind: of the body, "application/json", without what follows a semicolon. timeout:
     seconds that the client gives the request, None where it does not say. priority: 0 is normal, higher goes first.
-    length: of the body in bytes, None where the head does not say. options: what the fields of the address were made
+    length: of the body in bytes, None where it comes in chunks. options: what the fields of the address were made
     into, for whoever makes it; several requests may share a head.
     """
 
@@ -35,17 +35,17 @@ class Head:
         "timeout",
     )
 
-    def __init__(self, method: str, path: str, query: bytes, headers: Headers) -> None:
-        """Raises ApiError 405 for another method than POST, 400 for a timeout or a priority that is none."""
+    def __init__(self, method: str, path: str, query: bytes, headers: Headers, only: str = "POST") -> None:
+        """Raises ApiError 405 for another method than `only`, 400 for a timeout or a priority that is none."""
         self.method, self.path, self.query, self.headers = method, path, query, headers
         self.content_type, self.request_id = "", b""
         self.timeout: float | None = None
-        self.length: int | None = None
+        self.length: int | None = 0
         self.priority = 0
         self.options: Any = None
         self._fields: dict[str, str] | None = None
-        if method != "POST":
-            raise ApiError(405, f"{method} is not allowed here; use POST", headers={"allow": "POST"})
+        if method != only:
+            raise ApiError(405, f"{method} is not allowed here; use {only}", headers={"allow": only})
         for name, value in headers:
             if name == b"content-type":
                 self.content_type = value.decode("latin-1")
@@ -53,6 +53,8 @@ class Head:
                 self.timeout = seconds_of(value)
             elif name == b"content-length":
                 self.length = int(value) if value.isdigit() else None
+            elif name == b"transfer-encoding":
+                self.length = None
             elif name == b"x-request-priority":
                 self.priority = priority_of(value)
             elif name == b"x-request-id":

@@ -86,7 +86,7 @@ class Bench:
         wanted = [
             (case, count)
             for case in self.plan.cases
-            if case.model == model
+            if case.model == model and model in contender.settings
             for count in self.plan.wanted(case, self.rate_alone(case), round_)
             if not self.store.has(contender.name, case.name, count, round_)
         ]
@@ -142,12 +142,21 @@ def go(bench: Bench, chosen: Sequence[Contender]) -> None:
                 for contender in [*chosen[turn:], *chosen[:turn]]:
                     progress.update(task, description=f"round {round_ + 1}: {contender.name}, {model}")
                     if contender.name not in bench.missing:
-                        try:
-                            bench.measure(contender, model, round_)
-                        except (Unfit, ValueError) as error:
-                            bench.missing[contender.name] = f"{model}: {error}"
-                            progress.console.print(f"{contender.name} is left out: {error}", markup=False)
+                        tried(bench, contender, model, round_, progress.console)
                     progress.advance(task)
+
+
+def tried(bench: Bench, contender: Contender, model: str, round_: int, console: Console) -> None:
+    """Some servers do not always start: what is left of the measurements is tried twice."""
+    for again in (True, False):
+        try:
+            bench.measure(contender, model, round_)
+        except (Unfit, ValueError) as error:
+            console.print(f"{error}; {'once more' if again else f'{contender.name} is left out'}", markup=False)
+            bench.missing[contender.name] = f"{model}: {error}"
+        else:
+            bench.missing.pop(contender.name, None)
+            return
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

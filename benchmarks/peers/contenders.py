@@ -25,7 +25,7 @@ SERVERS = "benchmarks.peers.servers"
 RUNTIME = "onnxruntime==1.31.1"
 OCTETS = {"content-type": "application/octet-stream"}
 JSON = {"content-type": "application/json"}
-OURS = ("Espalier", "Espalier, v2")
+OURS = ("Espalier", "Espalier v2", "Espalier with front-ends")
 
 Settings = Mapping[str, Any]
 
@@ -64,9 +64,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Contender:
-    """packages: of its environment; none: it is ours. settings: by model. words: what they are, for the reader.
-    command: with what else the environment must hold. ready: a path that answers 200 when it can be asked. request,
-    answer: of a case."""
+    """packages: of its environment; none: it is ours. settings: by model, of those that it is measured with. words:
+    what they are, for the reader. command: with what else the environment must hold. ready: a path that answers 200
+    when it can be asked. request, answer: of a case."""
 
     name: str
     packages: tuple[str, ...]
@@ -239,8 +239,10 @@ def espalier_v2_request(case: Case, settings: Settings) -> Request:
     return v2_request(name, case, binary=binary, model=case.model, wanted=output(case))
 
 
-def same(settings: Settings) -> dict[str, Settings]:
-    return dict.fromkeys(("mlp", "efficientnet-lite0", "minilm-l6-v2"), settings)
+def same(settings: Settings, *, large: Settings | None = None) -> dict[str, Settings]:
+    """large: what is otherwise for the two networks that a request keeps a core busy with for milliseconds."""
+    both = {**settings, **(large or {})}
+    return {"mlp": settings, "efficientnet-lite0": both, "minilm-l6-v2": both}
 
 
 def contenders(repository: Path) -> list[Contender]:
@@ -250,41 +252,57 @@ def contenders(repository: Path) -> list[Contender]:
 
     return [
         Contender(
-            "Espalier", (), "as it is installed; its own routes", same({}), espalier, "/health/ready",
+            OURS[0], (), "as it is installed; its own routes", same({}), espalier, "/health/ready",
             espalier_request, espalier_answer(labels),
         ),
         Contender(
-            "Espalier, v2", (), "the same server; the Open Inference Protocol", same({}), espalier, "/health/ready",
+            OURS[1], (), "the same server; the Open Inference Protocol", same({}), espalier, "/health/ready",
             espalier_v2_request, v2_answer,
         ),
         Contender(
-            "LitServe", ("litserve==0.2.19", "orjson==3.13.0", RUNTIME), "",
-            same({"batch": 32, "delay_ms": 0, "workers": 2, "threads": 1, "fast_queue": True, "api_servers": 1}),
+            OURS[2], (), "two processes that do HTTP for the one that runs the models; its own routes",
+            {"mlp": {"frontends": 2}}, espalier, "/health/ready", espalier_request, espalier_answer(labels),
+        ),
+        Contender(
+            "LitServe", ("litserve==0.2.19", "orjson==3.13.0", RUNTIME),
+            "request bodies as bytes, orjson",
+            same(
+                {"batch": 1, "delay_ms": 0, "workers": 1, "threads": 1, "fast_queue": True, "api_servers": 1},
+                large={"workers": 2},
+            ),
             script("litserve_server"), "/health", plain_request, plain_answer,
         ),
         Contender(
-            "BentoML", ("bentoml==1.4.40", "orjson==3.13.0", "uvloop==0.23.0", "httptools==0.9.0", RUNTIME), "",
-            same({"batch": 32, "workers": 2, "threads": 1}), bentoml, "/readyz", bentoml_request, bentoml_answer,
+            "BentoML", ("bentoml==1.4.40", "orjson==3.13.0", "uvloop==0.23.0", "httptools==0.9.0", RUNTIME),
+            "a mounted application, orjson, no metrics, no access log",
+            same({"batch": 1, "workers": 2, "threads": 1}), bentoml, "/readyz", bentoml_request, bentoml_answer,
         ),
         Contender(
-            "Ray Serve", ("ray[serve]==2.60.0", "orjson==3.13.0", RUNTIME), "",
-            same({"batch": 32, "delay_ms": 0, "workers": 2, "threads": 1}),
+            "Ray Serve", ("ray[serve]==2.60.0", "orjson==3.13.0", RUNTIME),
+            "HAProxy in front, RAY_SERVE_THROUGHPUT_OPTIMIZED, orjson",
+            same({"batch": 64, "delay_ms": 0, "workers": 1, "threads": 1}, large={"batch": 8, "workers": 2}),
             script("ray_server", RAY_SERVE_ENABLE_HA_PROXY="1", RAY_SERVE_THROUGHPUT_OPTIMIZED="1",
                    RAY_USAGE_STATS_ENABLED="0"),
             "/-/healthz", plain_request, plain_answer,
         ),
         Contender(
-            "MLServer", ("mlserver==1.7.1", RUNTIME), "",
-            same({"batch": 1, "delay_ms": 0, "workers": 0, "threads": 1}), mlserver, "/v2/models/model/ready",
-            mlserver_request, mlserver_answer,
+            "MLServer", ("mlserver==1.7.1", "uvloop==0.21.0", RUNTIME),
+            "v2 JSON; bytes to a custom handler; no metrics, no gzip; pool: threads that run the graph",
+            same({"batch": 1, "delay_ms": 0, "workers": 0, "threads": 1, "pool": 0}, large={"pool": 2}),
+            mlserver, "/v2/models/model/ready", mlserver_request, mlserver_answer,
         ),
         Contender(
-            "pytriton", ("nvidia-pytriton==0.7.0", RUNTIME), "",
-            same({"batch": 64, "delay_ms": 0, "workers": 1, "threads": 1, "http_threads": 4}),
+            "pytriton", ("nvidia-pytriton==0.7.0", RUNTIME),
+            "v2 JSON and binary tensors; no gRPC, no metrics",
+            same(
+                {"batch": 256, "delay_ms": 0, "workers": 1, "threads": 1, "http_threads": 4},
+                large={"batch": 8, "workers": 2},
+            ),
             pytriton, "/v2/models/model/ready", pytriton_request, v2_answer,
         ),
         Contender(
-            "FastAPI", ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", "orjson==3.13.0", "numpy==2.4.6", RUNTIME), "",
+            "FastAPI", ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", "orjson==3.13.0", "numpy==2.4.6", RUNTIME),
+            "uvloop, httptools, orjson, no access log",
             same({"workers": 2, "threads": 1, "threadpool": False}), uvicorn, "/ready", plain_request, plain_answer,
         ),
     ]  # fmt: skip

@@ -55,7 +55,7 @@ settings that were tried (below), and every answer is compared with ONNX Runtime
                 (
                     words_of(one.case).words,
                     str(one.connections),
-                    f"**{number(one.ours.rate)}**{' (v2)' if one.ours.contender == OURS[1] else ''}",
+                    f"**{number(one.ours.rate)}**{one.ours.contender.removeprefix(OURS[0]).replace(' v2', ' (v2)')}",
                     number(one.peer.rate) if one.peer else "–",
                     one.peer.contender if one.peer else "–",
                     f"**{one.ratio:.2f}**" if one.ratio is not None else "–",
@@ -97,7 +97,7 @@ settings that were tried (below), and every answer is compared with ONNX Runtime
             3,
         )
     )
-    parts.append(TRIED.strip())
+    parts.append(TRIED)
     if run.missing:
         parts.append("Not measured:\n\n" + "\n".join(f"- {name}: {words}" for name, words in run.missing.items()))
     return "\n\n".join(parts) + "\n"

@@ -23,10 +23,13 @@ class Health(msgspec.Struct, kw_only=True):
     models: int | None = None
 
 
+LIVE = Health(status="live")
+
+
 @get("/health/live", sync_to_thread=False)
 def live() -> Health:
     """The process answers."""
-    return Health(status="live")
+    return LIVE
 
 
 @get("/health/ready", sync_to_thread=False)

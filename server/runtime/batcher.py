@@ -30,8 +30,10 @@ from server.runtime.run_times import RunTimes
 from server.runtime.runs import Runs
 from server.runtime.throughput import Throughput
 
-# A batch is filled with rows of other lengths while less than this share of it is padding.
+# A batch is filled with rows of other lengths while less than this share of it is padding. A processor gains little by
+# larger batches, a GPU much.
 MOST_PADDING = 0.25
+CPU_PADDING = 0.1
 # A client is not suspected of having gone sooner.
 UNASKED_SECONDS = 0.002
 # Priorities: 0 is normal, higher goes first. A level is a head start of so many seconds, so that nobody starves: a
@@ -170,6 +172,7 @@ class Batcher:
         queue_bytes: int,
         parallel: int,
         length: Callable[[Any], int] | None,
+        padding: float = MOST_PADDING,
         batches: Distribution,
         queue_seconds: Distribution,
         inference_seconds: Distribution,
@@ -179,9 +182,9 @@ class Batcher:
     ) -> None:
         """max_queue_delay: seconds an incomplete batch waits for more. queue_limit, queue_bytes: of the rows that may
         wait. parallel: batches that run at the same time; 0 runs them on the event loop. length: of a row, where blocks
-        are lists of rows that are padded to the longest of a batch; None: blocks are arrays. refused: told why one is
-        not run, "queue_full", "overload", "deadline" or "gone". preferred: sizes of batches; one is cut to the largest
-        of them that it fills."""
+        are lists of rows that are padded to the longest of a batch; None: blocks are arrays. padding: the most of it,
+        as a share of the batch. refused: told why one is not run, "queue_full", "overload", "deadline" or "gone".
+        preferred: sizes of batches; one is cut to the largest of them that it fills."""
         self.run = run
         self.max_batch_size = max_batch_size
         self.max_queue_delay = max_queue_delay
@@ -190,7 +193,7 @@ class Batcher:
         # Rows that nobody waits to be joined by others.
         self.enough = self.preferred[0] if self.preferred else max_batch_size
         self.refused = refused
-        self.length = length
+        self.length, self.padding = length, padding
         self.batches, self.queue_seconds, self.inference_seconds = batches, queue_seconds, inference_seconds
         self.runs = runs
         self.loop = asyncio.get_running_loop()
@@ -509,7 +512,7 @@ class Batcher:
         if not seen:
             return []
         chosen: dict[Ticket, list[int]] = {}
-        for i in alike([length(ticket.block[place]) for ticket, place in seen], size):
+        for i in alike([length(ticket.block[place]) for ticket, place in seen], size, self.padding):
             ticket, place = seen[i]
             chosen.setdefault(ticket, []).append(place)
         batch: list[Part] = []
@@ -559,9 +562,9 @@ def in_order(order: list[int], values: list[Any]) -> Any:
     return found
 
 
-def alike(lengths: Sequence[int], most: int) -> list[int]:
+def alike(lengths: Sequence[int], most: int, padding: float) -> list[int]:
     """Numbers of up to `most` rows to run together: row 0, the oldest, and those nearest to it in length, for as long
-    as no more than a quarter of the padded batch is padding (MOST_PADDING)."""
+    as no more than this share of the padded batch is padding."""
     by_distance = sorted(range(1, len(lengths)), key=lambda i: abs(lengths[i] - lengths[0]))
     chosen, longest, total = [0], lengths[0], lengths[0]
     for i in by_distance:
@@ -569,7 +572,7 @@ def alike(lengths: Sequence[int], most: int) -> list[int]:
             break
         new_longest = max(longest, lengths[i])
         padded = new_longest * (len(chosen) + 1)
-        if padded - total - lengths[i] > MOST_PADDING * padded:
+        if padded - total - lengths[i] > padding * padded:
             continue
         chosen.append(i)
         longest, total = new_longest, total + lengths[i]

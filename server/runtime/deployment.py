@@ -104,6 +104,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise ValueError(f"preferred_batch_sizes: {largest} is above max_batch_size {self.max_batch_size}")
 
 
+decoder = msgspec.json.Decoder(Deployment)  # made once, while there is one thread
+
+
 class DeploymentError(ValueError):
     """A deployment that cannot be; the message names where it is from, the field and what is expected. field: of one
     that is well-formed and not for this model."""
@@ -116,7 +119,7 @@ class DeploymentError(ValueError):
 def decoded(content: bytes, source: str) -> Deployment:
     """Raises DeploymentError, which begins with `source`."""
     try:
-        return msgspec.json.decode(content, type=Deployment)
+        return decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DeploymentError(f"{source}: {error}") from error
 

@@ -30,6 +30,7 @@ from server.process import cores
 from server.runtime.deployment import Deployment, DeploymentError, Named
 from server.runtime.footprint import footprint
 from server.runtime.local_bundles import Bundles, LocalBundles
+from server.runtime.memory import Memory
 from server.runtime.model import Model, load
 from server.runtime.references import NotLoaded, References, UnknownModel, View, parts
 from server.runtime.remote_bundles import RemoteBundles
@@ -47,8 +48,6 @@ RETRY_SECONDS = 10
 YOUNG_SECONDS = 1.0
 # From when a model is closed until its memory is given back.
 TRIM_SECONDS = 1.0
-# How often it is looked whether an evicted model has answered what it held.
-ROOM_SECONDS = 0.01
 
 
 class CannotLoad(Exception):
@@ -95,9 +94,7 @@ class Repository(References):
         self.retiring: set[asyncio.Task[None]] = set()
         self.leaving: Counter[tuple[str, int]] = Counter()
         self.looking = asyncio.Lock()  # what is seen later is followed later
-        # Footprints: of all that is loaded, being loaded or not yet closed; of the last kind alone.
-        self.taken = self.freed_soon = 0
-        self.coming = 0  # loads that have their room and are not ready
+        self.memory = Memory(settings.model_memory_bytes)
         self.loads = asyncio.Semaphore(max(1, min(4, cores() - 1)))
 
     async def start(self) -> None:
@@ -350,11 +347,16 @@ class Repository(References):
 
     async def _stand(self, served: Served, version: int, run: Deployment, strict: bool) -> Standing | None:
         try:
-            return await self._bring(served, version, run, lazy=False)
+            standing = await self._bring(served, version, run, lazy=False)
         except CannotLoad:
             if strict:
                 raise
-            return served.standings.get(version)
+            old = served.standings.get(version)
+            if old is None:
+                return None
+            standing = old
+        standing.lazy = False  # from now on, so that it is not evicted before it holds
+        return standing
 
     async def _lazy_plan(
         self, served: Served, deployment: Deployment, referred: list[int], candidates: list[int], most: int
@@ -376,9 +378,10 @@ class Repository(References):
                 if policy == chosen():  # for want of room: it is loaded when asked for
                     break
                 policy = chosen()
-        kept = {version for alias, version in served.view.aliases.items() if alias in deployment.aliases}
-        loadable = {version for version in referred if served.refusal(version, run) is None}
-        loadable |= {*policy, *(kept & set(served.available()))}
+        loadable = {version for version in referred if served.refusal(version, run) is None} | set(policy)
+        for alias, version in deployment.aliases.items():
+            if version not in loadable and (old := served.view.aliases.get(alias)) in served.available():
+                loadable |= {old}  # the alias stays with it
         standings = {
             version: one for version, one in served.standings.items() if version in loadable and one.run == run
         }
@@ -390,12 +393,15 @@ class Repository(References):
         """From now on, serve what was planned: with no turn of the loop between the old and the new."""
         for alias, version in plan.deployment.aliases.items():
             old = served.view.aliases.get(alias)
-            if version not in plan.standings and old in served.standings and old in served.available():
+            usable = version in plan.standings or version in plan.loadable
+            if not usable and old in served.standings and old in served.available():
                 plan.standings.setdefault(old, served.standings[old])  # the alias stays with it
         if plan.lazy:  # what was loaded on demand while the plan was made
             for version, standing in served.standings.items():
                 if version in plan.loadable and standing.run == plan.deployment.run():
                     plan.standings.setdefault(version, standing)
+            # And without what was evicted meanwhile.
+            plan.standings = {version: one for version, one in plan.standings.items() if one.retired is None}
         old_standings, served.standings = served.standings, plan.standings
         served.deployment = plan.deployment
         served.view = plan.view(served)
@@ -444,6 +450,8 @@ class Repository(References):
         for standing in standings:
             if served.standings.get(standing.model.version) is not standing:
                 self._retire(standing)
+        for standing in served.standings.values():
+            standing.lazy = self._lazy(served.deployment)
 
     async def _insist(self, name: str, number: str | None, alias: str | None) -> bool:
         """Load by request what is not served, or was unloaded: a version, that of an alias, or the whole name. False
@@ -505,7 +513,8 @@ class Repository(References):
             raise
         if served.standings.get(version) is standing:
             return
-        if version in served.view.loadable and version not in served.standings and standing.retired is None:
+        wanted = version in served.view.loadable and version not in served.standings
+        if wanted and standing.run == served.deployment.run() and standing.retired is None:
             served.standings[version] = standing
             standing.lazy = True
             self._show(served)
@@ -533,17 +542,16 @@ class Repository(References):
         try:
             folder = await asyncio.to_thread(self.bundles.fetch, name, version)
             room = footprint(await asyncio.to_thread(bundle.read_manifest, folder))
-            await self._reserve(f"{name}:{version}", room, lazy)
-            self.coming += 1
+            if not await self.memory.reserve(room, self._standings, self._evict, insist=not lazy):
+                words = f"{name}:{version} takes {room:,} bytes of the {self.memory.budget:,} that models may take"
+                raise CannotLoad(f"{words}; the rest is taken by models that are not evicted", RETRY_SECONDS)
             try:
                 async with self.loads:
                     loaded = await asyncio.to_thread(load, folder, self.settings, run)
                 model = Model(loaded, self.metrics, self.settings)
                 ready = True
             finally:
-                self.coming -= 1
-                if not ready:
-                    self.taken -= room
+                self.memory.loaded(room, ready)
         except CannotLoad:
             self.metrics.loads[name, "failed"] += 1
             raise
@@ -573,23 +581,8 @@ class Repository(References):
         self.metrics.memory[labels] = standing.bytes
         log.info("serving %s version %s on %s, loaded in %.2f s", *labels, model.provider, standing.seconds)
 
-    async def _reserve(self, what: str, room: int, lazy: bool) -> None:
-        """Take room for a model, and evict lazy ones for it. Raises CannotLoad for a lazy one that cannot have it."""
-        budget = self.settings.model_memory_bytes
-        while budget and self.taken + room > budget:
-            if self.taken - self.freed_soon + room > budget:
-                standings = [one for served in self.served.values() for one in served.standings.values()]
-                lasting = sum(standing.bytes for standing in standings if not standing.lazy)
-                if lazy and lasting + room > budget:
-                    words = f"{what} takes {room:,} bytes, and of the {budget:,} that models may take {lasting:,} are "
-                    raise CannotLoad(words + "taken by models that are not evicted", RETRY_SECONDS)
-                if self._evict():
-                    continue
-                if not lazy and not self.coming and not any(standing.lazy for standing in standings):
-                    log.warning("%s takes %d bytes more than models may", what, self.taken + room - budget)
-                    break
-            await asyncio.sleep(ROOM_SECONDS)
-        self.taken += room
+    def _standings(self) -> list[Standing]:
+        return [standing for served in self.served.values() for standing in served.standings.values()]
 
     def _evict(self) -> bool:
         """Take the lazy version that was not used for the longest time out of service, an idle one before all others.
@@ -617,7 +610,7 @@ class Repository(References):
         model = standing.model
         labels = (model.name, str(model.version))
         self.leaving[model.name, model.version] += 1
-        self.freed_soon += standing.bytes
+        self.memory.leaving += standing.bytes
         standing.retired = asyncio.create_task(self._close(standing))
         self.retiring.add(standing.retired)
         standing.retired.add_done_callback(self._gone)
@@ -639,8 +632,7 @@ class Repository(References):
         try:
             await model.close()
         finally:
-            self.taken -= standing.bytes
-            self.freed_soon -= standing.bytes
+            self.memory.free(standing.bytes)
             self.leaving[model.name, model.version] -= 1
             if self.leaving[model.name, model.version] == 0:
                 del self.leaving[model.name, model.version]

@@ -48,6 +48,8 @@ def test_the_script_sends_path_headers_and_body_as_they_are() -> None:
 def test_every_contender_is_sent_the_same_numbers(case: Case, tmp_path: Path) -> None:
     right = numbers(case)
     for contender in contenders(tmp_path):
+        if case.model not in contender.settings:
+            continue
         request = contender.request(case, contender.settings[case.model])
         if request.headers["content-type"] == "application/json":
             found = json.loads(request.body)
@@ -81,7 +83,7 @@ def test_answers_are_read_in_every_form(tmp_path: Path) -> None:
         ("MLServer", Reply({}, v2)),
         ("pytriton", Reply({}, v2)),
         ("pytriton", binary),
-        ("Espalier, v2", binary),
+        ("Espalier v2", binary),
     ):
         answer = by_name[name].answer(BY_NAME["mlp-json"], reply)
         assert isinstance(answer, np.ndarray)
@@ -119,7 +121,7 @@ def some_figures() -> list[Figure]:
         made.append(figure(CEILING, 40_000 * speed, round_))
         for contender, rate in (
             ("Espalier", 8_000),
-            ("Espalier, v2", 7_000),
+            ("Espalier v2", 7_000),
             ("pytriton", 2_000),
             ("FastAPI", 1_900),
             ("Ray Serve", 500),
@@ -171,16 +173,16 @@ def test_the_document_shows_ratios_failures_and_who_is_missing(tmp_path: Path) -
 
 def test_an_interrupted_run_goes_on_where_its_conditions_are_the_same(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.open("Espalier, v2", {"code": "1"})
-    store.add(figure("Espalier, v2", 10, 0))
+    store.open("Espalier v2", {"code": "1"})
+    store.add(figure("Espalier v2", 10, 0))
     again = Store(tmp_path)
-    again.open("Espalier, v2", {"code": "1"})
-    assert again.has("Espalier, v2", "mlp-json", 64, 0)
-    assert not again.has("Espalier, v2", "mlp-json", 64, 1)
+    again.open("Espalier v2", {"code": "1"})
+    assert again.has("Espalier v2", "mlp-json", 64, 0)
+    assert not again.has("Espalier v2", "mlp-json", 64, 1)
     assert again.figures() == store.figures()
     other = Store(tmp_path)
-    other.open("Espalier, v2", {"code": "2"})
-    assert not other.has("Espalier, v2", "mlp-json", 64, 0)
+    other.open("Espalier v2", {"code": "2"})
+    assert not other.has("Espalier v2", "mlp-json", 64, 0)
     again.clear()
     assert list(tmp_path.iterdir()) == []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from export.storage import Storage
@@ -248,3 +249,16 @@ def test_a_lazy_model_that_has_no_room_says_when_to_come_back(start: Start, tmp_
     assert live.client.patch("/v1/models/always/deployment", json={"lazy": True}).status_code == 200
     assert answered(live, "lazy") == 1
     assert live.client.get("/health/ready").json()["models"] == 2
+
+
+def test_an_alias_holds_in_every_front_end_once_its_move_is_answered(start: Start, tmp_path: Path) -> None:
+    for version in (1, 2):
+        publish_constant(tmp_path / "repository", "digits", version)
+    live = start(frontends=2)
+    for move in range(12):
+        version = 1 + move % 2
+        assert live.client.put("/v1/models/digits/aliases/production", json={"version": version}).status_code == 200
+        for _ in range(4):  # connections of their own, which either front-end takes
+            with httpx.Client(base_url=live.address) as client:
+                response = client.post("/v1/predict", json={"model": "digits@production", "input": [1.0, 2.0]})
+            assert response.json()["version"] == version

@@ -169,7 +169,7 @@ def test_http_1_0_is_answered_and_closed(live: Live) -> None:
 
 
 def test_what_is_sent_at_once_is_answered_in_order(live: Live) -> None:
-    get = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    get = b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
     requests = [
         ABOVE,
         BELOW,
@@ -298,6 +298,10 @@ def requests_of_all_kinds() -> list[bytes]:
         post("/v2/models/points/versions/1/infer", INFER, identity),
         post("/v2/models/nobody/infer", INFER, identity),
         post("/v2/models/points/infer", b"{}", identity),
+        f"GET /health/live HTTP/1.1\r\nHost: x\r\n{identity}\r\n\r\n".encode(),
+        f"GET /health/live?x=1 HTTP/1.1\r\nHost: x\r\n{identity}\r\nContent-Length: 2\r\n\r\n{{}}".encode(),
+        f"POST /health/live HTTP/1.1\r\nHost: x\r\n{identity}\r\n\r\n".encode(),
+        f"POST /v1/classify HTTP/1.1\r\nHost: x\r\n{identity}\r\n\r\n".encode(),
     ]
     asked = json.loads(INFER) | {"parameters": {"binary_data_output": True}}
     return [*found, post("/v2/models/points/infer", json.dumps(asked).encode(), identity)]

@@ -25,6 +25,8 @@ NAMES = ("calm", "lazy")
 BALLAST = 50_000
 ROOM = 5  # models that the memory is enough for
 
+EVERY = ["", *(f":{version}" for version in range(1, 5)), "@production", "@canary"]
+
 names = st.sampled_from(NAMES)
 versions = st.integers(1, 4)
 aliases = st.sampled_from(["production", "canary"])
@@ -107,6 +109,7 @@ class Sequences(RuleBasedStateMachine):
         assert new.referred() | named <= there
         expected.unloaded -= new.referred() - expected.deployment.referred()
         expected.deployment = new
+        self.ask([(name, one) for one in EVERY])
 
     @rule(name=names)
     def publish_one(self, name: str) -> None:
@@ -215,8 +218,7 @@ class Sequences(RuleBasedStateMachine):
     @invariant()
     def every_reference_is_right(self) -> None:
         if hasattr(self, "repository"):
-            rest = ["", *(f":{version}" for version in range(1, 5)), "@production", "@canary"]
-            self.ask([("calm", one) for one in rest])
+            self.ask([("calm", one) for one in EVERY])
 
     @invariant()
     def memory_is_kept(self) -> None:
@@ -228,7 +230,7 @@ class Sequences(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "repository"):
             self.loop.run_until_complete(self.repository.stop())
-            assert self.repository.taken == 0
+            assert self.repository.memory.taken == 0
         if hasattr(self, "loop"):
             self.loop.close()
             self.home.cleanup()

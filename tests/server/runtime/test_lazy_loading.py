@@ -92,7 +92,7 @@ def test_the_one_that_was_not_used_for_the_longest_time_makes_room(tmp_path: Pat
         assert b'espalier_model_evictions_total{model="b"} 1.0' in repository.metrics.render()
         rounds = await asyncio.gather(*(answer(repository, names[i % 4]) for i in range(60)))
         assert rounds == [(1, float(i % 4)) for i in range(60)]
-        assert repository.taken <= 3 * room
+        assert repository.memory.taken <= 3 * room
 
     told(tmp_path, story, lazy=True, model_memory_bytes=3 * room + 10)
 
