@@ -1,8 +1,11 @@
 """One request to a hot inference route: what is read of it, which model it names, how it is answered.
 
 The routes are bare ASGI handlers mounted in the Litestar application, for speed; everything else about them (errors,
-OpenAPI, metrics) is as with the typed ones. X-Request-Timeout (seconds) drops a request that has waited longer, with a
-408; one that writes a text, where it is not done by then.
+OpenAPI, metrics) is as with the typed ones. On our own server most do not even come that way: server.hot_lane makes an
+exchange of what the parser finds, and the same handler answers it.
+
+X-Request-Timeout (seconds) drops a request that has waited longer, with a 408; one that writes a text, where it is not
+done by then.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ COPY finetune finetune
 COPY export export
 # PyTorch's own index has the build without CUDA, which pip prefers as 2.13.0+cpu over 2.13.0.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/espalier/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu --constraint requirements.lock '.[train,grpc,traces]' \
+    /opt/espalier/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu --constraint requirements.lock '.[train,grpc,storage,traces]' \
     && rm -f /opt/espalier/lib/python3.*/site-packages/onnxruntime/capi/libonnxruntime_providers_cuda.so \
              /opt/espalier/lib/python3.*/site-packages/onnxruntime/capi/libonnxruntime_providers_tensorrt.so
 

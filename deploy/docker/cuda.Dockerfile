@@ -16,7 +16,7 @@ COPY export export
 # torch 2.13.0 of PyPI brings CUDA 13 and cuDNN 9 as wheels; ONNX Runtime loads the same files, so that the image needs no
 # CUDA of its own and has everything once.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/espalier/bin/pip install --constraint requirements.lock '.[train,grpc,traces]'
+    /opt/espalier/bin/pip install --constraint requirements.lock '.[train,grpc,storage,traces]'
 
 FROM ${BASE} AS server
 LABEL org.opencontainers.image.title="Espalier, CUDA" \

@@ -17,9 +17,9 @@ COPY server server
 COPY models models
 COPY finetune finetune
 COPY export export
-# What the lock does not have of these is no part of serving: gRPC and traces.
+# What the lock lacks of these is no part of plain serving: gRPC, object storage, traces.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/espalier/bin/pip install --no-build-isolation --constraint requirements-serve.lock '.[grpc,traces]'
+    /opt/espalier/bin/pip install --no-build-isolation --constraint requirements-serve.lock '.[grpc,storage,traces]'
 
 # ONNX Runtime's CUDA and TensorRT providers are 0.3 GB that no CPU needs.
 FROM packages AS packages-cpu

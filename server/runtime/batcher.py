@@ -206,6 +206,7 @@ class Batcher:
         self.timer: asyncio.TimerHandle | None = None
         self.run_times = RunTimes()
         self.run_seconds = 0.0  # of late, smoothed
+        self.largest = max_batch_size  # that a batch may be, of late
         self.ample = 0.0  # who has so many seconds left is in time behind the fullest queue
         self.ends: dict[int, float] = {}  # when the runs are expected to, by the identity of their batches
         self.throughput = Throughput()  # in rows, while more of them wait
@@ -251,7 +252,8 @@ class Batcher:
         if not self.waiting_rows and self.running != self.parallel:
             return
         wait = self.expected_wait(priority)
-        if wait > 0.0 and wait + self.run_seconds > MOST_OF_THE_TIME * left:
+        run = max(self.run_seconds, self.run_times.expected(min(self.waiting_rows + 1, self.largest)))
+        if wait > 0.0 and wait + run > MOST_OF_THE_TIME * left:
             self.refused("overload")
             raise Overloaded(seconds_to_wait(wait), wait)
 
@@ -262,13 +264,13 @@ class Batcher:
             free = abs(min(self.ends.values()) - time.perf_counter())  # what is overdue may take as long again
         if len(self.lanes) > 1:
             ahead = sum(lane.rows for lane in self.lanes.values() if lane.priority >= priority)
-        return max(free, self._seconds_of(ahead, free)) if ahead else free
+        return free + self._seconds_of(ahead) if ahead else free
 
-    def _seconds_of(self, rows: int, free: float) -> float:
-        """Until so many rows that wait are run, if a run is free in `free` seconds. The throughput may be from long ago
-        and from worse times, so it is no longer than they would take one batch after the other."""
+    def _seconds_of(self, rows: int) -> float:
+        """That so many rows take which wait. The throughput may be from long ago and from worse times, so it is no
+        longer than they would take one batch after the other."""
         size = min(rows, self.max_batch_size)
-        one_by_one = free + self.run_times.expected(size) * rows / size
+        one_by_one = self.run_times.expected(size) * rows / size
         if not self.throughput.seconds:
             return one_by_one / max(1, self.parallel)
         since = 0.0 if self.backlog_since is None else time.perf_counter() - self.backlog_since
@@ -349,6 +351,7 @@ class Batcher:
     def _size(self, free: int, first: Ticket) -> int:
         """Rows of the next batch, where so many can run now; first: whose turn it is."""
         most = self.run_times.largest(RUN_SHARE * (first.deadline - first.queued), self.max_batch_size)
+        self.largest = most
         for size in reversed(self.preferred):
             if size <= min(most, self.waiting_rows):
                 return size
@@ -402,8 +405,8 @@ class Batcher:
         self.finished = now
         if self.backlog_since is not None:
             self.throughput.add(rows, now - self.backlog_since)
-        wait = self._seconds_of(self.queue_limit, self.run_seconds)
-        self.ample = (wait + self.run_seconds) / MOST_OF_THE_TIME
+        longest = max(self.run_seconds, self.run_times.expected(self.max_batch_size))
+        self.ample = (self._seconds_of(self.queue_limit) + 2.0 * longest) / MOST_OF_THE_TIME
         if self.waiting_rows:
             if self.executor is None:
                 if not self.scheduled:
