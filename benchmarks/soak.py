@@ -118,8 +118,8 @@ class Soak:
         return [one for one in self.samples if start <= one.seconds <= start + width]
 
     def growth(self) -> float:
-        """Of memory, from when it has settled to the end, as a share. Lower quartiles: during a swap, and until its last
-        request is answered, a model is there twice."""
+        """Of memory, from when it has settled to the end, as a share. Lower quartiles: during a swap, and until the
+        last request is answered, a model is there twice."""
         before, after = (np.percentile([one.memory for one in self.window(first)], 25) for first in (True, False))
         return float(after / before - 1)
 
