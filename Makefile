@@ -39,12 +39,12 @@ test: install
 protos: install
 	$(BIN)/python deploy/protos.py
 
-# Resolves pyproject.toml afresh and pins what came out, for all extras and for serving alone.
+# Resolves pyproject.toml afresh and pins what came out, for all extras and for all that a server can be set to do.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet torch==2.13.0 "setuptools>=77"
-	build/lock/bin/pip install --quiet ".[train,demo,test]"
+	build/lock/bin/pip install --quiet ".[train,demo,test,grpc,traces,storage]"
 	build/lock/bin/pip freeze --all --exclude pip --exclude espalier | $(PYTHON) deploy/pin.py > requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet "setuptools>=77" .
+	build/lock/bin/pip install --quiet "setuptools>=77" ".[grpc,traces,storage]"
 	build/lock/bin/pip freeze --all --exclude pip --exclude espalier | $(PYTHON) deploy/pin.py > requirements-serve.lock

@@ -2,7 +2,7 @@
 
 The same MLP 784-512-512-10, as JSON and as float32 bytes, served with as many front-ends as each of the numbers; all
 servers are up at once and take turns. Beside requests a second stands the CPU time that a request costs in the
-front-ends and in the process that runs the models: on few cores, which the load shares, that is what tells how the
+front-ends (front µs) and in the process that runs the models (model µs): on few cores, which the load shares, that is what tells how the
 server behaves on many. "could" is what the busiest of its processes could do with a core of its own: 1 s over its CPU
 time a request. Front-ends stop gaining where the inference process is the busiest.
 """
@@ -86,7 +86,7 @@ def main() -> None:
 
 def table(figures: list[dict[str, float | str]], connections: int) -> Table:
     made = Table(
-        *("request", "front-ends", "req/s", "ratio", "p50 ms", "p99 ms", "front-ends µs", "inference µs", "could"),
+        *("request", "fronts", "req/s", "ratio", "p50 ms", "p99 ms", "front µs", "model µs", "could"),
         caption=f"{connections} connections, medians of {ROUNDS} rounds on {os.cpu_count()} cores; µs: CPU time a "
         f"request; load: {median(float(one['load_us']) for one in figures):.0f} µs a request on the same cores",
         box=box.SIMPLE,

@@ -139,7 +139,8 @@ def run_training_command(parsed: argparse.Namespace, loaded: Loaded) -> int:
     run: Callable[..., int] = getattr(importlib.import_module(module), function)
     settings = loaded.settings
     try:
-        mirror(settings.repository, settings.repository_url)
+        if settings.repository_url:  # else the folder mirrors what it did: a server may run on it
+            mirror(settings.repository, settings.repository_url)
     except OSError as error:
         print(f"espalier {parsed.command}: repository_url: {error}", file=sys.stderr)
         return 2

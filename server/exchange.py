@@ -374,6 +374,8 @@ async def replied(
     if model is not None:
         spent = model.request_seconds if status == 200 else model.failed_seconds
         spent.observe(end - exchange.start, exemplar)
+    # It knows the exchange, to see whether the client has gone: the two would wait for the garbage collector.
+    exchange.ticket = None
     return status, body
 
 

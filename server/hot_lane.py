@@ -373,6 +373,7 @@ class HotLane(HttpToolsProtocol):
             self._answer(exchange, *done.value)
         except BaseException as error:
             exchange.waits = None
+            exchange.let_go()
             exchange.response_complete = True
             self.tasks.discard(cast(Any, exchange))
             self.transport.close()
@@ -394,6 +395,7 @@ class HotLane(HttpToolsProtocol):
             self.tasks.discard(cast(Any, exchange))
         transport = self.transport
         if body is None or exchange.disconnected or transport.is_closing():
+            exchange.let_go()
             transport.close()
             return
         now = perf_counter()

@@ -40,6 +40,8 @@ from server.runtime.model import Model
 from server.runtime.repository import Repository
 
 GENERATED: Wanted = "generate"
+# More than are ever under way.
+MOST_CALLS = 2**31
 
 
 class Offered:
@@ -223,6 +225,8 @@ def write(room: memoryview, answered: Answered, found: list[np.ndarray] | bytes)
 def offer(number: int, model: Model, repository: Repository) -> Offer:
     batcher = model.batcher
     most, parallel = (1, 1) if batcher is None else (batcher.max_batch_size, max(1, batcher.parallel))
+    # Where the batcher chooses from what waits, by length, or waits for more, it is to see all that there is.
+    chooses = batcher is not None and (batcher.length is not None or batcher.max_queue_delay > 0 or batcher.preferred)
     return Offer(
         number,
         msgspec.json.encode(model.manifest),
@@ -233,7 +237,7 @@ def offer(number: int, model: Model, repository: Repository) -> Offer:
         model.timeout,
         model.queue_limit,
         most,
-        parallel + 1,
+        MOST_CALLS if chooses else parallel + 1,
         2 * most * parallel,
         model.cache is not None,
     )

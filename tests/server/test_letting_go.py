@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gc
+import json
+import socket
+import struct
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from export.bundle import Manifest
 from tests.server.bundles import publish_images, publish_texts, publish_vectors
-from tests.server.conftest import Start
+from tests.server.conftest import Live, Start
 
 
 @pytest.mark.parametrize(
@@ -34,17 +38,39 @@ def test_a_retired_model_goes_without_the_garbage_collector_and_while_its_last_c
     else:
         answer = live.client.post("/v1/classify", json={"model": name, "input": input})
     assert answer.status_code == 200, answer.text
-    repository = live.server.application.state.repository
+    with gone_when_swapped(live, name, lambda: publish(tmp_path / "repository")):
+        pass
+
+
+def test_a_retired_model_goes_when_its_clients_have_gone_without_an_answer(start: Start, tmp_path: Path) -> None:
+    name = publish_vectors(tmp_path / "repository").name
+    live = start(poll_seconds=0.05)
+    body = json.dumps({"model": name, "input": [[1.0, 2.0]] * 300}).encode()
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with gone_when_swapped(live, name, lambda: publish_vectors(tmp_path / "repository")):
+        for i in range(40):
+            with socket.create_connection(("127.0.0.1", int(live.address.rpartition(":")[2]))) as client:
+                # Closed at once, with a reset.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(head % len(body) + body)
+                time.sleep(0.0005 * (i % 4))
+
+
+@contextmanager
+def gone_when_swapped(live: Live, name: str, swap: Callable[[], object]) -> Iterator[None]:
+    """That the model of the start is no more soon after another version has taken its place, whatever was asked
+    inside."""
     gc.collect()
     gc.disable()
     try:
         # It was there at the start, so that the collector would never look at it.
-        model = weakref.ref(repository.get(name))
-        publish(tmp_path / "repository")
+        model = weakref.ref(live.repository.get(name))
+        yield
+        swap()
         until = time.monotonic() + 10
         while model() is not None and time.monotonic() < until:
             time.sleep(0.02)
-        assert repository.get(name).version == 2
+        assert live.repository.get(name).version == 2
         assert model() is None, "somebody holds it"
     finally:
         gc.enable()

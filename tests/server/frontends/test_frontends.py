@@ -25,6 +25,7 @@ import openai
 import pytest
 from PIL import Image
 
+from server.keys import KeyStore, Limits, Scope
 from server.settings import Settings
 from tests.server import bundles
 from tests.server.chains import publish_language_model, publish_translation
@@ -298,6 +299,36 @@ def test_models_are_swapped_under_load_and_no_request_fails(tmp_path: Path):
     for answer in seen:
         expected = 1 / (1 + np.exp(-float(answer["version"])))
         assert answer["data"][0]["probability"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_a_request_changes_is_so_for_the_next_wherever_that_comes(tmp_path: Path):
+    settings = Settings(home=tmp_path, port=0, worker=False, frontends=2, auth="on", poll_seconds=0.05)
+    for version in (1, 2, 3):
+        bundles.publish_constant(settings.repository, "digits", version)
+    with running(settings) as live:
+        admin, _ = KeyStore(live.store).create("admin", [Scope.ADMIN], Limits())
+        bearer = {"authorization": f"Bearer {admin}"}
+        path = "/v1/models/digits/aliases/production"
+        until(lambda: live.client.get("/v1/models", headers=bearer).status_code == 200)
+        asked: dict[str, Any] = {"json": {"model": "digits@production", "input": [1, 2]}}
+        for version in (1, 2, 1, 2, 3):
+            changed = live.client.put(path, json={"version": version}, headers=bearer)
+            assert changed.status_code == 200, changed.text
+            for _ in range(4):  # each on a connection of its own
+                answer = httpx.post(f"{live.address}/v1/predict", headers=bearer, **asked).json()
+                assert (answer["version"], answer["data"][0]["values"]["number"]) == (version, version)
+        wanted = {"name": "few", "scopes": ["infer"], "limits": {"requests_per_minute": 10}}
+        made = live.client.post("/v1/keys", json=wanted, headers=bearer).json()
+        few = {"authorization": f"Bearer {made['key']}"}
+        statuses = [httpx.post(f"{live.address}/v1/predict", headers=few, **asked).status_code for _ in range(20)]
+        assert set(statuses) == {200, 429}
+        assert 10 <= statuses.count(200) <= 12, "both take from the same bucket, which fills again meanwhile"
+        text = live.client.get("/metrics", headers=bearer).text
+        limited = counted(text, "espalier_key_requests_total", key=made["id"], outcome="limited")
+        assert limited == statuses.count(429)
+        live.client.delete(f"/v1/keys/{made['id']}", headers=bearer).raise_for_status()
+        refused = [httpx.post(f"{live.address}/v1/predict", headers=few, **asked).status_code for _ in range(4)]
+        assert refused == [401] * 4
 
 
 class Process:

@@ -157,6 +157,33 @@ def test_requests_of_one_turn_cross_together_and_each_gets_its_own_answer(tmp_pa
     story(told, tmp_path)
 
 
+def test_while_calls_are_under_way_what_comes_goes_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    publish_vectors(tmp_path / "repository")
+
+    async def told(ends: Ends) -> None:
+        model = ends.model("points")
+        sent: list[int] = []
+        send = ends.link._send
+        monkeypatch.setattr(ends.link, "_send", lambda one, part: (sent.append(len(part)), send(one, part)))
+        rows = [np.full((1, 2), number, np.float32) for number in range(8)]
+        tickets = []
+        for block in rows:  # one a turn of the loop, and none of the calls is seen there yet
+            tickets.append(model.submit(block, ("embedding",), deadline=later()))
+            ends.link._flush()
+        assert sent == [1] * model.most_calls
+        urgent = model.submit(rows[0], ("embedding",), deadline=later(0.5))
+        ends.link._flush()
+        assert sent == [1] * (model.most_calls + 1)
+        found = await asyncio.gather(*(ticket.future for ticket in [*tickets, urgent]))
+        for block, [mine] in zip([*rows, rows[0]], found, strict=True):
+            [theirs] = await ends.repository.get("points").submit(block, ("embedding",), deadline=later()).future
+            np.testing.assert_array_equal(mine, theirs)
+        assert sum(sent) == 9
+        assert len(sent) == model.most_calls + 2
+
+    story(told, tmp_path)
+
+
 def test_where_the_queue_has_room_for_some_these_are_answered(tmp_path: Path):
     publish_vectors(tmp_path / "repository")
 
