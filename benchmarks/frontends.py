@@ -2,9 +2,9 @@
 
 The same MLP 784-512-512-10, as JSON and as float32 bytes, served with as many front-ends as each of the numbers; all
 servers are up at once and take turns. Beside requests a second stands the CPU time that a request costs in the
-front-ends (front µs) and in the process that runs the models (model µs): on few cores, which the load shares, that is what tells how the
-server behaves on many. "could" is what the busiest of its processes could do with a core of its own: 1 s over its CPU
-time a request. Front-ends stop gaining where the inference process is the busiest.
+front-ends (front µs) and in the process that runs the models (model µs): on few cores, which the load shares, that is
+what tells how the server behaves on many. "could" is what the busiest of its processes could do with a core of its own:
+1 s over its CPU time a request. Front-ends stop gaining where the inference process is the busiest.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
 
 def table(figures: list[dict[str, float | str]], connections: int) -> Table:
     made = Table(
-        *("request", "fronts", "req/s", "ratio", "p50 ms", "p99 ms", "front µs", "model µs", "could"),
+        *("body", "fronts", "req/s", "ratio", "p50", "p99 ms", "front µs", "model µs", "could"),
         caption=f"{connections} connections, medians of {ROUNDS} rounds on {os.cpu_count()} cores; µs: CPU time a "
         f"request; load: {median(float(one['load_us']) for one in figures):.0f} µs a request on the same cores",
         box=box.SIMPLE,
@@ -99,7 +99,7 @@ def table(figures: list[dict[str, float | str]], connections: int) -> Table:
             str(one["frontends"]),
             f"{rate:,.0f}",
             f"{rate / alone[one['request']]:.2f}" if one["request"] in alone else "",
-            *(f"{one[name]:.2f}" for name in ("p50_ms", "p99_ms")),
+            *(f"{one[name]:.1f}" for name in ("p50_ms", "p99_ms")),
             *(f"{one[name]:.0f}" for name in ("front_us", "server_us")),
             f"{one['could']:,.0f}",
         )
