@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from export.bundle import Manifest, TensorSpec
+from export.bundle import DamagedBundle, Manifest, TensorSpec
 from export.processing.images import decode_image
 from export.processing.inputs import BadInput, ImageInput, SeriesInput, TextInput
 from export.processing.text import TextProcessor
@@ -79,6 +79,7 @@ class Signature:
 
 
 def signature(manifest: Manifest) -> Signature:
+    """Raises DamagedBundle for a datatype that the protocol does not know."""
     inputs = {spec.name: _described(spec) for spec in manifest.inputs}
     optional = {"attention_mask"} & inputs.keys()
     if alternative := {TextInput: "text", ImageInput: "image"}.get(type(manifest.input)):
@@ -96,6 +97,8 @@ def _columns(task: str, labels: list[str]) -> list[str]:
 
 
 def _described(spec: TensorSpec) -> Described:
+    if spec.dtype not in NAMES:
+        raise DamagedBundle(f"tensor {spec.name}: {spec.dtype!r} is no datatype; known: {', '.join(NAMES)}")
     return Described(spec.name, NAMES[spec.dtype], [size if isinstance(size, int) else -1 for size in spec.shape])
 
 

@@ -62,7 +62,7 @@ def publish_echo(
             created_at=datetime.now(UTC),
             task="embedding",
             input=spec,
-            inputs=[TensorSpec(name=name, dtype="?", shape=shape, unit="1")],
+            inputs=[TensorSpec(name=name, dtype=helper.tensor_dtype_to_np_dtype(dtype).name, shape=shape, unit="1")],
             outputs=[TensorSpec(name="embedding", dtype="float32", shape=["batch", width + 1], unit="1")],
             model={"architecture": "echo"},
             parity=Parity(samples=1, largest_difference=0.0, tolerance=1e-4, top1_disagreements=0, batch_sizes=[1]),
