@@ -20,6 +20,7 @@ from export.processing.series import pad_series
 from export.processing.text import TextProcessor, pad
 from server.metrics import Metrics
 from server.runtime.answers import Answer, answers, generator
+from server.runtime.batch_size import worthwhile
 from server.runtime.batcher import (
     CPU_PADDING,
     MOST_OF_THE_TIME,
@@ -56,7 +57,8 @@ LONG_SERIES = 4096
 class Loaded:
     """What a thread has prepared, before the event loop puts a queue in front of it. session: of model.onnx; None of a
     language model, whose network `language` holds. images: the session of the graph that makes images, where that is
-    another than model.onnx. row_seconds: of a run of one row, where that was measured."""
+    another than model.onnx. row_seconds: of a run of one row, where that was measured. most: rows of a batch, where
+    neither deployment nor bundle says the last word."""
 
     manifest: Manifest
     deployment: Deployment
@@ -68,6 +70,7 @@ class Loaded:
     images: Session | None = None
     inline: bool = False
     row_seconds: float = 0.0
+    most: int | None = None
 
 
 def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
@@ -98,6 +101,9 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
     row_seconds = _seconds(session, manifest, 1, outputs)
     inline = not session.on_device and row_seconds < INLINE_SECONDS
     inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
+    worth = None
+    if not session.on_device and not inline:
+        worth = worthwhile(lambda rows: _seconds(session, manifest, rows, outputs, 3), most)
     images = None
     if (made := generator(manifest)) is not None and made.graph != "model":
         path = folder / f"{made.graph}.onnx"
@@ -113,6 +119,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         images=images,
         inline=inline,
         row_seconds=row_seconds,
+        most=worth,
     )
 
 
@@ -126,10 +133,10 @@ def open_session(folder: Path, manifest: Manifest, placed: Placement, precision:
     return Session(folder / graph_of(manifest, precision, "cpu"), placed)
 
 
-def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str]) -> float:
-    """What a run of so many rows takes where nothing else disturbs it: the shortest of five."""
+def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str], runs: int = 5) -> float:
+    """What a run of so many rows takes where nothing else disturbs it: the shortest of some."""
     blank, times = _blank(manifest, rows), []
-    for _ in range(5):
+    for _ in range(runs):
         start = time.perf_counter()
         session.run(blank, outputs)
         times.append(time.perf_counter() - start)
@@ -200,7 +207,7 @@ class Model:
         def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
             return Batcher(
                 run,
-                max_batch_size=deployed.max_batch_size or batching.max_batch_size,
+                max_batch_size=deployed.max_batch_size or loaded.most or batching.max_batch_size,
                 max_queue_delay=delay / 1e3,
                 queue_limit=self.queue_limit,
                 queue_bytes=settings.queue_bytes,

@@ -1,0 +1,48 @@
+"""How many rows are worth a batch, of sessions that take known times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from server.runtime.batch_size import worthwhile
+from server.runtime.deployment import Deployment
+from server.runtime.model import load
+from server.settings import Settings
+from tests.server.bundles import publish_vectors
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rows"),
+    [
+        (lambda rows: 0.010 * rows, 1),  # a convolution: as long together as one by one
+        (lambda rows: 0.010 + 0.001 * rows, 64),  # what is read once for all of them
+        (lambda rows: (0.0082 + 0.0020 / rows + 0.00004 * max(0, rows - 32)) * rows, 8),  # MiniLM, as measured
+        (lambda rows: 0.010 * rows if rows < 32 else 0.001 * rows, 1),  # beyond two sizes in vain nothing is tried
+        (lambda rows: {1: 1.0, 2: 2.0, 4: 2.0}.get(rows, 0.6 * rows), 4),  # one in vain is looked behind
+    ],
+)
+def test_no_more_rows_than_gain_something(seconds: Callable[[int], float], rows: int) -> None:
+    assert worthwhile(seconds, 64) == rows
+
+
+def test_no_batch_is_tried_that_may_not_be() -> None:
+    tried: list[int] = []
+
+    def seconds(rows: int) -> float:
+        tried.append(rows)
+        return 1.0
+
+    assert worthwhile(seconds, 12) == 12
+    assert tried == [1, 2, 4, 8, 12]
+
+
+def test_a_model_that_answers_at_once_takes_all_that_the_bundle_allows(tmp_path: Path) -> None:
+    manifest = publish_vectors(tmp_path)
+    found = load(
+        tmp_path / manifest.name / "1", Settings(home=tmp_path, providers=["CPUExecutionProvider"]), Deployment()
+    )
+    assert found.inline
+    assert found.most is None
