@@ -162,7 +162,7 @@ def tried(bench: Bench, contender: Contender, model: str, round_: int, console: 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of 1 and 64 connections; writes no document")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"in which the servers take turns ({ROUNDS})")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"in which servers take turns ({ROUNDS})")
     parser.add_argument("--only", help="contenders, by name, comma between; writes no document")
     parser.add_argument("--models", help=f"of {', '.join(MODELS)}, comma between; writes no document")
     parser.add_argument("--envs", type=Path, default=KEPT, help="where environments, models and results are kept")

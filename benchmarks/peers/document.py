@@ -75,7 +75,7 @@ settings that were tried (below), and every answer is compared with ONNX Runtime
             parts.append(f"### {case.words}{alone}\n\n{case_table(here)}")
     notes = [
         "Cells: requests a second, and in brackets the median and the 99th percentile of their latency in ms; all "
-        f"three are medians of the rounds ({run.rounds}; 256 connections of the slow networks: one), in which they take "
+        f"three are medians of the rounds ({run.rounds}; 256 connections of slow networks: one), in which they take "
         "turns in another order each. CPU: microseconds of all the server's processes an answer, at 64 connections. "
         "Ratios: medians of those in each round.",
         f"Load: {run.generator}, one request at a time on each connection, from a process of its own on the same "
