@@ -173,6 +173,7 @@ class Batcher:
         parallel: int,
         length: Callable[[Any], int] | None,
         padding: float = MOST_PADDING,
+        most_padded: int | None = None,
         batches: Distribution,
         queue_seconds: Distribution,
         inference_seconds: Distribution,
@@ -183,7 +184,8 @@ class Batcher:
         """max_queue_delay: seconds an incomplete batch waits for more. queue_limit, queue_bytes: of the rows that may
         wait. parallel: batches that run at the same time; 0 runs them on the event loop. length: of a row, where blocks
         are lists of rows that are padded to the longest of a batch; None: blocks are arrays. padding: the most of it,
-        as a share of the batch. refused: told why one is not run, "queue_full", "overload", "deadline" or "gone".
+        as a share of the batch; most_padded: places of a padded batch of several rows. refused: told why one is not
+        run, "queue_full", "overload", "deadline" or "gone".
         preferred: sizes of batches; one is cut to the largest of them that it fills."""
         self.run = run
         self.max_batch_size = max_batch_size
@@ -193,7 +195,7 @@ class Batcher:
         # Rows that nobody waits to be joined by others.
         self.enough = self.preferred[0] if self.preferred else max_batch_size
         self.refused = refused
-        self.length, self.padding = length, padding
+        self.length, self.padding, self.most_padded = length, padding, most_padded
         self.batches, self.queue_seconds, self.inference_seconds = batches, queue_seconds, inference_seconds
         self.runs = runs
         self.loop = asyncio.get_running_loop()
@@ -515,7 +517,7 @@ class Batcher:
         if not seen:
             return []
         chosen: dict[Ticket, list[int]] = {}
-        for i in alike([length(ticket.block[place]) for ticket, place in seen], size, self.padding):
+        for i in alike([length(ticket.block[place]) for ticket, place in seen], size, self.padding, self.most_padded):
             ticket, place = seen[i]
             chosen.setdefault(ticket, []).append(place)
         batch: list[Part] = []
@@ -565,9 +567,9 @@ def in_order(order: list[int], values: list[Any]) -> Any:
     return found
 
 
-def alike(lengths: Sequence[int], most: int, padding: float) -> list[int]:
+def alike(lengths: Sequence[int], most: int, padding: float, most_padded: int | None = None) -> list[int]:
     """Numbers of up to `most` rows to run together: row 0, the oldest, and those nearest to it in length, for as long
-    as no more than this share of the padded batch is padding."""
+    as no more than this share of the padded batch is padding, and it has no more than `most_padded` places."""
     by_distance = sorted(range(1, len(lengths)), key=lambda i: abs(lengths[i] - lengths[0]))
     chosen, longest, total = [0], lengths[0], lengths[0]
     for i in by_distance:
@@ -575,6 +577,8 @@ def alike(lengths: Sequence[int], most: int, padding: float) -> list[int]:
             break
         new_longest = max(longest, lengths[i])
         padded = new_longest * (len(chosen) + 1)
+        if most_padded is not None and padded > most_padded:
+            continue
         if padded - total - lengths[i] > padding * padded:
             continue
         chosen.append(i)

@@ -57,8 +57,8 @@ LONG_SERIES = 4096
 class Loaded:
     """What a thread has prepared, before the event loop puts a queue in front of it. session: of model.onnx; None of a
     language model, whose network `language` holds. images: the session of the graph that makes images, where that is
-    another than model.onnx. row_seconds: of a run of one row, where that was measured. most: rows of a batch, where
-    neither deployment nor bundle says the last word."""
+    another than model.onnx. row_seconds: of a run of one row, where that was measured. most: rows of a batch
+    that are worth it on this CPU; most_padded: places of a padded batch, of texts and series."""
 
     manifest: Manifest
     deployment: Deployment
@@ -71,6 +71,7 @@ class Loaded:
     inline: bool = False
     row_seconds: float = 0.0
     most: int | None = None
+    most_padded: int | None = None
 
 
 def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
@@ -101,9 +102,11 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
     row_seconds = _seconds(session, manifest, 1, outputs)
     inline = not session.on_device and row_seconds < INLINE_SECONDS
     inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
-    worth = None
+    worth = places = None
     if not session.on_device and not inline:
         worth = worthwhile(lambda rows: _seconds(session, manifest, rows, outputs, 3), most)
+        if (mask := _blank(manifest, worth).get("attention_mask")) is not None:
+            worth, places = None, mask.size
     images = None
     if (made := generator(manifest)) is not None and made.graph != "model":
         path = folder / f"{made.graph}.onnx"
@@ -120,6 +123,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         inline=inline,
         row_seconds=row_seconds,
         most=worth,
+        most_padded=places,
     )
 
 
@@ -215,6 +219,7 @@ class Model:
                 length=length,
                 # What is written step by step gains by every sequence that is written along.
                 padding=MOST_PADDING if session.on_device or loaded.writer else CPU_PADDING,
+                most_padded=None if deployed.max_batch_size else loaded.most_padded,
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),

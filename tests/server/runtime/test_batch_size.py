@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.runtime.batch_size import worthwhile
+from server.runtime.batcher import alike
 from server.runtime.deployment import Deployment
 from server.runtime.model import load
 from server.settings import Settings
@@ -37,6 +38,13 @@ def test_no_batch_is_tried_that_may_not_be() -> None:
 
     assert worthwhile(seconds, 12) == 12
     assert tried == [1, 2, 4, 8, 12]
+
+
+def test_long_texts_run_in_smaller_batches_than_short_ones() -> None:
+    assert len(alike([8] * 64, 64, 0.1, 256)) == 32
+    assert len(alike([128] * 64, 64, 0.1, 256)) == 2
+    assert alike([1000, 3, 1000], 64, 0.1, 256) == [0]  # one row is always run
+    assert alike([100, 101, 120, 99], 64, 0.25, 256) == [0, 1]
 
 
 def test_a_model_that_answers_at_once_takes_all_that_the_bundle_allows(tmp_path: Path) -> None:
