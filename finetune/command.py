@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class TerminalReporter:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.bar: TaskID = progress.add_task("starting", total=None, figures="")
+        self.interrupted = False
 
     def state(self, stage: Stage) -> None:
         self.progress.update(self.bar, description=stage)
@@ -55,7 +58,23 @@ class TerminalReporter:
         """Nothing to show: the folder says it."""
 
     def cancelled(self) -> bool:
-        return False
+        return self.interrupted
+
+
+@contextmanager
+def interruptible(reporter: TerminalReporter) -> Iterator[None]:
+    """The first Ctrl-C ends the run between two steps, the second at once. As an exception that comes anywhere it would
+    be lost where it falls into a callback of C code."""
+
+    def stop(number: int, frame: object) -> None:
+        reporter.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finetune(recipe_path: Path, *, home: Path, repository: Path, backbones: Mapping[str, str]) -> int:
@@ -92,11 +111,13 @@ def finetune(recipe_path: Path, *, home: Path, repository: Path, backbones: Mapp
     )
     try:
         with Progress(*columns, console=console) as progress:
-            manifest = run(request, TerminalReporter(progress))
-    except (JobFailed, Cancelled) as error:
+            reporter = TerminalReporter(progress)
+            with interruptible(reporter):
+                manifest = run(request, reporter)
+    except JobFailed as error:
         console.print(str(error), style="red", markup=False)
         return 1
-    except KeyboardInterrupt:
+    except (Cancelled, KeyboardInterrupt):
         console.print("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
     console.print(f"[green]{manifest.name}[/] version {manifest.version} is in {repository / manifest.name}")
