@@ -12,12 +12,13 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from export.graph_session import opened
+from export.half import LARGEST
 
 Half = Literal["float16", "bfloat16"]
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-LARGEST = float(np.finfo(np.float16).max)
 # What is larger stands for nothing, in a mask.
 NOTHING = 1e38
 # Tensors that are looked at in one run: each is an output, and takes memory.
@@ -78,9 +79,7 @@ def largest_values(path: Path, batches: Iterable[Mapping[str, np.ndarray]]) -> t
         copy.graph.output.extend(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in watched if name not in known
         )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = opened(copy.SerializeToString())
         for inputs in given:
             for name, value in zip(watched, session.run(watched, dict(inputs)), strict=True):
                 sizes = np.abs(value)

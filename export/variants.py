@@ -16,16 +16,16 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-import onnxruntime
 
 from export import half_precision, int8
 from export.bundle import Precision, Provider, Variant
+from export.graph_session import PROVIDERS, opened
+from export.half import LARGEST
 
 Inputs = Mapping[str, np.ndarray]
 
 SECONDS = 1.0
 ROUNDS = 5
-PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def _ways(
         if precision == "bfloat16" and "cuda" not in here:
             raise ValueError("bfloat16 runs on CUDA only, and there is none here to judge it on")
         name, largest = half_precision.largest_values(whole, wanted.calibration)
-        if precision == "float16" and not largest <= half_precision.LARGEST:
-            raise ValueError(f"float16 ends at {half_precision.LARGEST:,.0f}, and {name} reaches {largest:,.0f}")
+        if precision == "float16" and not largest <= LARGEST:
+            raise ValueError(f"float16 ends at {LARGEST:,.0f}, and {name} reaches {largest:,.0f}")
         half_precision.half(whole, target, precision)
 
     return [halve]
@@ -198,14 +198,12 @@ def _providers() -> list[Provider]:
 
 
 def _speeds(path: Path, sample: Inputs, here: Sequence[Provider]) -> dict[Provider, float]:
-    return {provider: _speed(path, sample, PROVIDERS[provider]) for provider in here}
+    return {provider: _speed(path, sample, provider) for provider in here}
 
 
-def _speed(path: Path, sample: Inputs, provider: str) -> float:
+def _speed(path: Path, sample: Inputs, provider: Provider) -> float:
     """Samples a second with the runtime's default settings: the median of some rounds."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    session = opened(path, provider)
     rows, inputs = len(next(iter(sample.values()))), dict(sample)
     session.run(None, inputs)
     found = []

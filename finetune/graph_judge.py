@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from export.bundle import Provider
+from export.graph_session import opened
 from export.processing.inputs import TextInput
-from export.variants import PROVIDERS, Optimization
+from export.variants import Optimization
 from finetune import recipe
 from finetune.evaluate import evaluate, report
 from finetune.lesson import Lesson
@@ -32,9 +32,7 @@ class GraphNetwork(nn.Module):
 
     def __init__(self, path: Path, provider: Provider) -> None:
         super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+        self.session = opened(path, provider)
         self.names = [tensor.name for tensor in self.session.get_inputs()]
         self.answers = [tensor.name for tensor in self.session.get_outputs()]
         self.where = nn.Parameter(torch.empty(0), requires_grad=False)  # the host, for those who ask

@@ -22,13 +22,12 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import msgspec
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Send
 from litestar.types import Scope as AsgiScope
 from prometheus_client.core import Metric
 
-from server.errors import ApiError
+from server.errors import ApiError, body_at
 from server.keys import Key, KeyStore, Limits, Scope, Used, today
 from server.rates import NEARLY, Bucket, Buckets
 from server.scopes import scopes_for
@@ -330,7 +329,7 @@ class AccessLayer:
 
 
 async def refuse(error: ApiError, path: str, send: Send) -> None:
-    body = msgspec.json.encode({"error": str(error)}) if path.startswith("/v2") else error.encoded()
+    body = body_at(path, error)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

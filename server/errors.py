@@ -76,6 +76,11 @@ def speaks_protocol(path: str) -> bool:
     return path.startswith("/v2/") or path == "/v2"
 
 
+def body_at(path: str, error: ApiError) -> bytes:
+    """The body of an error at this address."""
+    return msgspec.json.encode(ProtocolError(str(error))) if speaks_protocol(path) else error.encoded()
+
+
 def type_of(status: int) -> str:
     """OpenAI's error type for an HTTP status."""
     if status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -119,8 +124,7 @@ def named(problem: dict[str, Any]) -> tuple[str | None, str]:
 
 
 def respond(request: Request[Any, Any, Any], error: ApiError) -> Response[bytes]:
-    protocol = speaks_protocol(request.url.path)
-    body = msgspec.json.encode(ProtocolError(str(error))) if protocol else error.encoded()
+    body = body_at(request.url.path, error)
     return Response(body, status_code=error.status, media_type="application/json", headers=error.headers)
 
 

@@ -24,9 +24,9 @@ from litestar.types import HTTPDisconnectEvent, HTTPRequestEvent, HTTPScope, Rec
 
 from export.processing.inputs import BadInput
 from server.access import Caller
-from server.errors import ApiError, request_id
+from server.errors import ApiError, body_at, request_id
 from server.metrics import Metrics
-from server.request_head import Head, Headers
+from server.request_head import Head, Headers, session_of
 from server.runtime import orders
 from server.runtime.batcher import Block, ClientGone, DeadlinePassed, Overloaded, QueueFull, RunFailed, Ticket, Wanted
 from server.runtime.model import Model
@@ -171,7 +171,7 @@ class Exchange(ABC):
 
     def session(self) -> str | None:
         """The id of the session that a request is of, where it says so: its requests go to one version."""
-        return next((value.decode("latin-1") for name, value in self.headers if name == b"x-session-id"), None)
+        return session_of(self.headers)
 
     async def _load(self, reference: str) -> None:
         """Raises DeadlinePassed, ApiError 503, UnknownModel."""
@@ -417,12 +417,10 @@ def ran(ticket: Ticket) -> Ran:
 
 
 def refusal(route: str, exchange: Exchange, error: ApiError) -> tuple[int, bytes]:
-    """OpenAI's error object; under /v2 that of the Open Inference Protocol."""
+    """Status and body of an error; its headers take the place of what the answer was to have."""
     exchange.answer_type = Exchange.answer_type
     exchange.more_headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    if route.startswith("/v2"):
-        return error.status, encoder.encode({"error": str(error)})
-    return error.status, error.encoded()
+    return error.status, body_at(route, error)
 
 
 def whole(pieces: Sequence[bytes | memoryview]) -> bytes | memoryview:

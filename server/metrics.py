@@ -7,10 +7,11 @@ for.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
@@ -98,65 +99,43 @@ class Metrics:
             await self.gather()
 
     def collect(self) -> Iterator[Metric]:
-        """The counters of requests, and the depth of every queue."""
-        requests = Metric("espalier_requests", "inference requests by outcome (HTTP status)", "counter")
-        for (route, name, status), count in list(self.requests.items()):
-            labels = {"route": route, "model": name, "outcome": status}
-            requests.add_sample("espalier_requests_total", labels, count)
-        depth = Metric("espalier_queue_rows", "rows waiting for a run", "gauge")
-        for (name, number), waiting in list(self.queue.items()):
-            depth.add_sample("espalier_queue_rows", {"model": name, "version": number}, waiting())
-        calls = Metric("espalier_grpc_requests", "gRPC calls by status code", "counter")
-        for (method, name, code), count in list(self.grpc_requests.items()):
-            calls.add_sample("espalier_grpc_requests_total", {"method": method, "model": name, "code": code}, count)
-        admitted = Metric("espalier_admitted_limit", "rows that may wait, by the throughput of late", "gauge")
-        for (name, number), limit in list(self.admitted.items()):
-            admitted.add_sample("espalier_admitted_limit", {"model": name, "version": number}, limit())
-        rejected = Metric("espalier_rejected", "requests that were not run, by reason", "counter")
-        for (name, reason), count in list(self.rejected.items()):
-            rejected.add_sample("espalier_rejected_total", {"model": name, "reason": reason}, count)
-        yield requests
-        yield depth
+        """What is kept as plain numbers. They may change meanwhile: of each dict a list is taken first."""
+        version, of_model = ["model", "version"], ["model"]
+        outcomes = ["route", "model", "outcome"]
+        yield counter("espalier_requests", "inference requests by outcome (HTTP status)", outcomes, self.requests)
+        queued = {labels: waiting() for labels, waiting in list(self.queue.items())}
+        yield gauge("espalier_queue_rows", "rows waiting for a run", version, queued)
         for event, words in CACHE_EVENTS.items():
-            family = Metric(f"espalier_cache_{event}", words, "counter")
-            for (name, which), count in list(self.cache.items()):
-                if which == event:
-                    family.add_sample(f"espalier_cache_{event}_total", {"model": name}, count)
-            yield family
-        held = Metric("espalier_cache_bytes", "of the answers that are kept", "gauge")
-        for name in {name for name, _ in self.cached_bytes}:
-            sizes = [size() for (of, _), size in list(self.cached_bytes.items()) if of == name]
-            held.add_sample("espalier_cache_bytes", {"model": name}, sum(sizes))
-        yield held
-        yield admitted
-        yield rejected
-        yield calls
+            counts = {(name,): count for (name, which), count in list(self.cache.items()) if which == event}
+            yield counter(f"espalier_cache_{event}", words, of_model, counts)
+        kept: dict[tuple[str], int] = {}
+        for (name, _), size in list(self.cached_bytes.items()):
+            kept[name,] = kept.get((name,), 0) + size()
+        yield gauge("espalier_cache_bytes", "of the answers that are kept", of_model, kept)
+        limits = {labels: limit() for labels, limit in list(self.admitted.items())}
+        yield gauge("espalier_admitted_limit", "rows that may wait, by the throughput of late", version, limits)
+        reasons = ["model", "reason"]
+        yield counter("espalier_rejected", "requests that were not run, by reason", reasons, self.rejected)
+        codes = ["method", "model", "code"]
+        yield counter("espalier_grpc_requests", "gRPC calls by status code", codes, self.grpc_requests)
         yield from self._repository()
 
     def _repository(self) -> Iterator[Metric]:
-        memory = Metric("espalier_session_memory_bytes", "memory a loaded version takes, by its files", "gauge")
-        for (name, number), size in list(self.memory.items()):
-            memory.add_sample("espalier_session_memory_bytes", {"model": name, "version": number}, size)
-        yield memory
-        loads = Metric("espalier_model_loads", "versions loaded, or failed to", "counter")
-        for (name, outcome), count in list(self.loads.items()):
-            loads.add_sample("espalier_model_loads_total", {"model": name, "outcome": outcome}, count)
-        yield loads
-        evictions = Metric("espalier_model_evictions", "lazy versions evicted to make room", "counter")
-        for name, count in list(self.evictions.items()):
-            evictions.add_sample("espalier_model_evictions_total", {"model": name}, count)
-        yield evictions
-        aliases = Metric("espalier_alias_info", "1 for every alias; the version that it means", "gauge")
-        for name, versions in list(self.aliases.items()):
-            for alias, version in versions.items():
-                labels = {"model": name, "alias": alias, "version": str(version)}
-                aliases.add_sample("espalier_alias_info", labels, 1)
-        yield aliases
-        shadows = Metric("espalier_shadow_requests", "requests also asked of a shadow, by outcome", "counter")
-        for (name, number, outcome), count in list(self.shadows.items()):
-            labels = {"model": name, "version": number, "outcome": outcome}
-            shadows.add_sample("espalier_shadow_requests_total", labels, count)
-        yield shadows
+        version = ["model", "version"]
+        words = "memory a loaded version takes, by its files"
+        yield gauge("espalier_session_memory_bytes", words, version, self.memory)
+        yield counter("espalier_model_loads", "versions loaded, or failed to", ["model", "outcome"], self.loads)
+        evictions = {(name,): count for name, count in list(self.evictions.items())}
+        yield counter("espalier_model_evictions", "lazy versions evicted to make room", ["model"], evictions)
+        aliases = {
+            (name, alias, str(meant)): 1
+            for name, versions in list(self.aliases.items())
+            for alias, meant in versions.items()
+        }
+        words = "1 for every alias; the version that it means"
+        yield gauge("espalier_alias_info", words, ["model", "alias", "version"], aliases)
+        words = "requests also asked of a shadow, by outcome"
+        yield counter("espalier_shadow_requests", words, [*version, "outcome"], self.shadows)
 
     def point_at(self, answered: Answered, exemplar: Mapping[str, str]) -> None:
         """Have the histograms of what a traced request waited for point at it."""
@@ -180,3 +159,22 @@ class Metrics:
         """All of them in OpenMetrics 1.0.0, which has exemplars."""
         text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
         return text
+
+
+L = TypeVar("L", bound=tuple[str, ...])
+F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily)
+
+
+def counter(name: str, words: str, labels: Sequence[str], counts: Mapping[L, float]) -> CounterMetricFamily:
+    """counts: by the values of the labels. The exposition puts _total behind the name."""
+    return filled(CounterMetricFamily(name, words, labels=labels), counts)
+
+
+def gauge(name: str, words: str, labels: Sequence[str], values: Mapping[L, float]) -> GaugeMetricFamily:
+    return filled(GaugeMetricFamily(name, words, labels=labels), values)
+
+
+def filled(family: F, values: Mapping[L, float]) -> F:
+    for labels, value in list(values.items()):
+        family.add_metric(labels, value)
+    return family

@@ -13,6 +13,11 @@ from server.runtime.batcher import PRIORITIES
 Headers = Sequence[tuple[bytes, bytes]]
 
 
+def session_of(headers: Headers) -> str | None:
+    """What X-Session-ID says, of HTTP's headers or gRPC's metadata."""
+    return next((value.decode("latin-1") for name, value in headers if name == b"x-session-id"), None)
+
+
 class Head:
     """headers: names in lower case. kind: of the body, "application/json", without what follows a semicolon. timeout:
     seconds that the client gives the request, None where it does not say. priority: 0 is normal, higher goes first.

@@ -29,6 +29,7 @@ from server.errors import ApiError
 from server.exchange import Exchange, decode_json
 from server.runtime.batcher import Block
 from server.runtime.model import Model
+from server.tensors import brackets
 from server.upload import UploadForm
 
 MOST_CHARACTERS = 1_000_000
@@ -241,12 +242,6 @@ def decode_input(raw: msgspec.Raw, kind: Any, words: str) -> Any:
 def nested(raw: msgspec.Raw) -> bool:
     """Whether a JSON value is a list of lists."""
     return brackets(raw) > 1
-
-
-def brackets(raw: msgspec.Raw) -> int:
-    """How many lists a JSON value begins with, one inside the other."""
-    start = b"".join(bytes(memoryview(raw)[:64]).split())
-    return len(start) - len(start.lstrip(b"["))
 
 
 def has_strings(raw: msgspec.Raw) -> bool:

@@ -8,7 +8,6 @@ import socket
 import sys
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
 
 import uvicorn
 from litestar.types import ASGIApp
@@ -20,6 +19,7 @@ from server.app import create_app
 from server.frontends.proxy import BehindProxy
 from server.frontends.supervision import FrontendFailed, FrontEnds
 from server.hot_lane import HotLane, Lane
+from server.http_config import http_config
 from server.process import age_seconds, resident_bytes
 from server.request_log import RequestLog
 from server.settings import Settings
@@ -38,20 +38,15 @@ class Server(uvicorn.Server):
         guarded: ASGIApp = AccessLayer(self.application, access) if access.on else self.application
         requests = RequestLog(guarded, settings.slow_seconds, self.application.state.traces)
         lane = partial(HotLane, lane=Lane(self.application.state, requests))
-        config = uvicorn.Config(
+        config = http_config(
             BehindProxy(requests, self.frontends.behind, self.frontends.settled) if self.frontends else requests,
+            settings,
             host=settings.host,
             port=settings.port,
             uds=self.frontends.path if self.frontends else None,
             loop="asyncio" if sys.platform == "win32" else "uvloop",
-            http="httptools" if self.frontends else cast(Any, lane),
-            ws="none",
-            proxy_headers=False,
+            http="httptools" if self.frontends else lane,
             lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=round(settings.drain_seconds),
         )
         super().__init__(config)
 

@@ -146,7 +146,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     BadInput for another count, other elements, and FP16, which JSON has no numbers for."""
     if datatype == "FP16":
         raise BadInput(f"input {name!r}: FP16 is sent in binary, with binary_data_size")
-    depth = _brackets(data)
+    depth = brackets(data)
     if depth not in (1, len(shape) or 1):
         raise BadInput(f"input {name!r}: `data` is one flat list, or lists as deep as the shape {list(shape)}")
     kind: Any = ELEMENTS.get(datatype, int)
@@ -166,7 +166,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: msgspec.Raw)
     return from_values(name, datatype, shape, values)
 
 
-def _brackets(data: msgspec.Raw) -> int:
+def brackets(data: msgspec.Raw) -> int:
     """How many lists a JSON value begins with, one inside the other."""
     start = b"".join(bytes(memoryview(data)[:64]).split())
     return len(start) - len(start.lstrip(b"["))

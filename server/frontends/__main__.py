@@ -2,8 +2,6 @@
 
 import sys
 
-from server import heap
 from server.frontends.process import main
 
-heap.settle()
 sys.exit(main(int(sys.argv[1])))

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import msgspec
 import uvicorn
@@ -45,6 +44,7 @@ from server.frontends.region import Region, whole
 from server.frontends.remote import RemoteRepository
 from server.frontends.tally import take
 from server.hot_lane import HotLane, Lane
+from server.http_config import http_config
 from server.keys import KeyStore
 from server.metrics import Metrics
 from server.request_log import RequestLog
@@ -97,17 +97,8 @@ class Frontend:
         return 1 if self.lost else 0
 
     async def _listen(self) -> None:
-        config = uvicorn.Config(
-            self.app,
-            loop="uvloop",
-            http=cast(Any, partial(HotLane, lane=self.lane)),
-            ws="none",
-            proxy_headers=False,
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=round(self.settings.drain_seconds),
+        config = http_config(
+            self.app, self.settings, loop="uvloop", http=partial(HotLane, lane=self.lane), lifespan="off"
         )
         self.server = Server(config, lambda: self.control.send(Ready()))
         await self.server.serve([listener(self.settle.host, self.settle.port)])

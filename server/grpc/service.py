@@ -22,6 +22,7 @@ from server.grpc import health_pb2, inference_pb2, messages
 from server.grpc.status import failure
 from server.inference import check_alone, check_rows, check_takes_tensors, priority, results, seconds
 from server.metrics import Metrics
+from server.request_head import session_of
 from server.request_log import GIVEN_ID
 from server.rows import on_thread
 from server.runtime.batcher import QueueFull, Ticket
@@ -59,7 +60,7 @@ class Call(NamedTuple):
 
     def session(self) -> str | None:
         """The id of the session that a request is of, where it says so."""
-        return next((value.decode("latin-1") for name, value in self.headers if name == b"x-session-id"), None)
+        return session_of(self.headers)
 
 
 Unary = Callable[[Any, Call], Awaitable[Any]]

@@ -104,7 +104,9 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
     inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
     worth = places = None
     if not session.on_device and not inline:
-        worth = worthwhile(lambda rows: _seconds(session, manifest, rows, outputs, 3), most)
+        worth = worthwhile(
+            lambda rows: row_seconds if rows == 1 else _seconds(session, manifest, rows, outputs, 3), most
+        )
         if (mask := _blank(manifest, worth).get("attention_mask")) is not None:
             worth, places = None, mask.size
     images = None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from export.bundle import Manifest
+from export.processing.answers import label_set
 from server.runtime.answers import Unsure
 from server.runtime.batcher import PRIORITIES, Block, Ticket, Wanted
 from server.runtime.model import Model
@@ -92,7 +93,7 @@ def same(wanted: Wanted, one: Any, manifest: Manifest, other: Any, others: Manif
 def _labels(row: Any, manifest: Manifest) -> list[str]:
     probabilities = np.asarray(row.answer if isinstance(row, Unsure) else row)
     if manifest.task == "multi_label":
-        return [manifest.labels[place] for place in np.flatnonzero(probabilities >= THRESHOLD)]
+        return label_set(probabilities, manifest.labels, THRESHOLD)
     return [manifest.labels[int(probabilities.argmax())]]
 
 

@@ -89,6 +89,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
+def until(holds: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+
+
 SENTIMENTS = b"text,label\n" + b"".join(
     f"{text} {number},{label}\n".encode()
     for number in range(6)

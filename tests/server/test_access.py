@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from server.scopes import ADMIN, EXACT, scopes_for
 from server.settings import Settings
 from tests.server.bundles import publish_texts, publish_vectors
 from tests.server.chains import publish_letters
-from tests.server.conftest import Live, Start, message_of, running
+from tests.server.conftest import Live, Start, message_of, running, until
 
 POINT = {"model": "points", "input": [0.5, 1.0]}
 CLASSIFY = "/v1/classify"
@@ -45,13 +44,6 @@ def made(live: Live, *scopes: Scope, **limits: int) -> tuple[str, httpx.Client]:
     client = httpx.Client(base_url=live.address, headers={"authorization": f"Bearer {secret}"}, timeout=60)
     until(lambda: httpx.get(f"{live.address}/v1/models", headers=client.headers).status_code != 401)
     return key.id, client
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

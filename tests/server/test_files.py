@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.server.conftest import SENTIMENTS, VECTORS, Live, Start, message_of
+from tests.server.conftest import SENTIMENTS, VECTORS, Live, Start, message_of, until
 
 
 def digits_zip(classes: int = 2, each: int = 3) -> bytes:
@@ -148,14 +147,6 @@ def begin_upload(address: str, announced: int, sent: bytes) -> socket.socket:
     connection.sendall(f"{head}Content-Length: {announced}\r\n\r\n".encode())
     connection.sendall(b'--b\r\nContent-Disposition: form-data; name="file"; filename="days.csv"\r\n\r\n' + sent)
     return connection
-
-
-def until(condition: object, seconds: float = 20) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.02)
 
 
 def test_an_upload_whose_client_goes_leaves_nothing(start: Start) -> None:

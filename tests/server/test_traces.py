@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -31,7 +31,7 @@ from server.settings import Settings
 from server.traces import Traces
 from tests.server.bundles import publish_vectors
 from tests.server.chains import publish_letters, publish_translation
-from tests.server.conftest import VECTORS, Live, Start, message_of, running
+from tests.server.conftest import VECTORS, Live, Start, message_of, running, until
 
 NOBODY = "http://127.0.0.1:9"  # discard
 POINT = {"model": "points", "input": [0.5, 1.0]}
@@ -73,13 +73,6 @@ class Traced:
 
         until(there)
         return found
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from server.keys import KeyStore, Limits, Scope
 from server.settings import Settings
 from tests.server import bundles
 from tests.server.chains import publish_language_model, publish_translation
-from tests.server.conftest import Live, message_of, running
+from tests.server.conftest import Live, message_of, running, until
 
 pytestmark = pytest.mark.slow
 
@@ -373,13 +373,6 @@ def started(home: Path, **settings: Any) -> Iterator[Process]:
         with suppress(ProcessLookupError):
             server.process.kill()
         server.process.wait()
-
-
-def until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def gone(pid: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -13,7 +13,7 @@ from server.keys import KeyStore, Limits, Scope, today
 from server.settings import Settings
 from tests.server.bundles import publish_vectors
 from tests.server.chains import publish_letters
-from tests.server.conftest import Live, running
+from tests.server.conftest import Live, running, until
 from tests.server.test_traces import Collector
 
 pytestmark = pytest.mark.slow
@@ -45,13 +45,6 @@ def live(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iter
     publish_letters(settings.repository)
     with running(settings) as found:
         yield found
-
-
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 def asked(live: Live, key: str, path: str = "/v1/classify", body: object = POINT) -> httpx.Response:
