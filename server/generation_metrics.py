@@ -37,7 +37,8 @@ class Occupancy(NamedTuple):
 @dataclass(slots=True)
 class Times:
     """Of one sequence, seconds of time.perf_counter. arrived: when its request came, before it was tokenized.
-    scheduled: when its prompt began to be read. first, last: its first and its newest token."""
+    scheduled: when its prompt began to be read. first, last: its first and its newest token. end: 1 where the newest is
+    that of the end, which no answer tells."""
 
     arrived: float
     prompt_tokens: int
@@ -45,6 +46,7 @@ class Times:
     first: float = 0.0
     last: float = 0.0
     generated_tokens: int = 0
+    end: int = 0
 
 
 class GenerationMetrics:

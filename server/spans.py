@@ -141,7 +141,8 @@ class Trace:
             read = about | {"gen_ai.usage.input_tokens": times.prompt_tokens}
             self.part("prefill", times.scheduled, times.first or self.one.end, read)
         if times.first:
-            self.part("decode", times.first, times.last, about | {"gen_ai.usage.output_tokens": times.generated_tokens})
+            written = about | {"gen_ai.usage.output_tokens": times.generated_tokens - times.end}
+            self.part("decode", times.first, times.last, written)
 
     def part(
         self,

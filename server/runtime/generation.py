@@ -546,7 +546,7 @@ class Engine:
 
     def _finish(self, stream: Stream, reason: Literal["stop", "length"], end: int) -> None:
         """end: tokens that count and are not told."""
-        stream.ended = True
+        stream.ended, stream.times.end = True, end
         score = stream.log_probability / (len(stream.tokens) + end)
         candidate = Candidate(
             stream.tokens,

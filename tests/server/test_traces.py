@@ -194,14 +194,16 @@ def test_requests_of_one_batch_are_linked(traced: Traced) -> None:
 
 
 def test_a_language_model_tells_of_its_sequences(traced: Traced) -> None:
-    asked = {"model": "letters", "prompt": "ab", "max_tokens": 3, "n": 2, "temperature": 1.0}
-    answer = traced.client.post("/v1/completions", json=asked, headers={"x-request-id": "written"})
-    spans = traced.of("written", 7)
+    asked: dict[str, object] = {"model": "letters", "prompt": "ab", "max_tokens": 3, "n": 8, "temperature": 1.0}
+    asked |= {"seed": 1, "logit_bias": {"256": 4.5}}  # the end is as likely as a third of the letters
+    answer = traced.client.post("/v1/completions", json=asked, headers={"x-request-id": "written"}).json()
+    assert {one["finish_reason"] for one in answer["choices"]} == {"stop", "length"}, "the end of some is no token told"
+    spans = traced.of("written", 1 + 3 * 8)
     whole = "POST /v1/completions"
     assert tree(spans) == {whole: None, "queue": whole, "prefill": whole, "decode": whole}
     told = [dict(one.attributes or {}) for one in spans if one.name == "decode"]
-    assert [one["espalier.sequence"] for one in told] == [0, 1]
-    assert sum(one["gen_ai.usage.output_tokens"] for one in told) == answer.json()["usage"]["completion_tokens"]  # type: ignore[misc]
+    assert [one["espalier.sequence"] for one in told] == list(range(8))
+    assert sum(one["gen_ai.usage.output_tokens"] for one in told) == answer["usage"]["completion_tokens"]  # type: ignore[misc]
     assert {(one.attributes or {})["gen_ai.usage.input_tokens"] for one in spans if one.name == "prefill"} == {2}
 
 
