@@ -166,6 +166,7 @@ class Batcher:
         self,
         run: Run,
         *,
+        run_alone: Run | None = None,
         max_batch_size: int,
         max_queue_delay: float,
         queue_limit: int,
@@ -181,13 +182,14 @@ class Batcher:
         refused: Callable[[str], None],
         preferred: Sequence[int] = (),
     ) -> None:
-        """max_queue_delay: seconds an incomplete batch waits for more. queue_limit, queue_bytes: of the rows that may
-        wait. parallel: batches that run at the same time; 0 runs them on the event loop. length: of a row, where blocks
-        are lists of rows that are padded to the longest of a batch; None: blocks are arrays. padding: the most of it,
-        as a share of the batch; most_padded: places of a padded batch of several rows. refused: told why one is not
-        run, "queue_full", "overload", "deadline" or "gone".
-        preferred: sizes of batches; one is cut to the largest of them that it fills."""
-        self.run = run
+        """run_alone: for a batch beside which nothing runs or waits; None: `run`. max_queue_delay: seconds an
+        incomplete batch waits for more. queue_limit, queue_bytes: of the rows that may wait. parallel: batches that run
+        at the same time; 0 runs them on the event loop. length: of a row, where blocks are lists of rows that are
+        padded to the longest of a batch; None: blocks are arrays. padding: the most of it, as a share of the batch;
+        most_padded: places of a padded batch of several rows. refused: told why one is not run, "queue_full",
+        "overload", "deadline" or "gone". preferred: sizes of batches; one is cut to the largest of them that it
+        fills."""
+        self.run, self.run_alone = run, run_alone
         self.max_batch_size = max_batch_size
         self.max_queue_delay = max_queue_delay
         self.queue_limit, self.queue_bytes = queue_limit, queue_bytes
@@ -203,6 +205,7 @@ class Batcher:
         self.lanes = {0: self.normal}
         self.waiting_rows = self.waiting_bytes = 0
         self.running = 0
+        self.crowded = False  # there was something beside the last batch when it began
         self.parallel = parallel
         self.scheduled = False
         self.timer: asyncio.TimerHandle | None = None
@@ -341,14 +344,20 @@ class Batcher:
             self.timer = None
         if self.executor is None:
             if batch := self._next_batch(1):
-                self._finish(batch, *self._work(batch, self._begin(batch)))
+                self._finish(batch, *work(self.run, batch, self._begin(batch)))
             return
         while self.waiting_rows and (free := self.parallel - self.running):
             if batch := self._next_batch(free):
+                alone = self._is_alone()
                 self.running += 1
                 rows = sum(len(block) for _, _, block in batch)
                 self.ends[id(batch)] = time.perf_counter() + self.run_times.expected(rows)
-                self.executor.submit(self._work_elsewhere, batch, self._begin(batch))
+                self.executor.submit(self._work_elsewhere, batch, self._begin(batch), alone)
+
+    def _is_alone(self) -> bool:
+        """Whether the batch that begins has nothing beside it, and will not soon: the one before had nothing either."""
+        before, self.crowded = self.crowded, bool(self.running or self.waiting_rows)
+        return self.run_alone is not None and not self.crowded and not before
 
     def _size(self, free: int, first: Ticket) -> int:
         """Rows of the next batch, where so many can run now; first: whose turn it is."""
@@ -375,33 +384,30 @@ class Batcher:
         self.batches.observe(rows)
         return wanted
 
-    def _work(
-        self, batch: list[Part], wanted: set[Wanted]
-    ) -> tuple[dict[Wanted, Value] | None, Exception | None, float]:
-        start = time.perf_counter()
-        try:
-            return self.run([block for _, _, block in batch], wanted), None, time.perf_counter() - start
-        except Exception as error:  # whatever it is, this batch has failed and the next may not
-            return None, error, time.perf_counter() - start
-
-    def _work_elsewhere(self, batch: list[Part], wanted: set[Wanted]) -> None:
-        done = self._work(batch, wanted)
-        self.loop.call_soon_threadsafe(self._finish_elsewhere, batch, *done)
+    def _work_elsewhere(self, batch: list[Part], wanted: set[Wanted], alone: bool) -> None:
+        done = work(self.run_alone if alone and self.run_alone is not None else self.run, batch, wanted)
+        self.loop.call_soon_threadsafe(self._finish_elsewhere, batch, *done, alone)
 
     def _finish_elsewhere(
-        self, batch: list[Part], found: dict[Wanted, Value] | None, error: Exception | None, seconds: float
+        self, batch: list[Part], found: dict[Wanted, Value] | None, error: Exception | None, seconds: float, alone: bool
     ) -> None:
         self.running -= 1
         del self.ends[id(batch)]
-        self._finish(batch, found, error, seconds)
+        self._finish(batch, found, error, seconds, alone)
 
     def _finish(
-        self, batch: list[Part], found: dict[Wanted, Value] | None, error: Exception | None, seconds: float
+        self,
+        batch: list[Part],
+        found: dict[Wanted, Value] | None,
+        error: Exception | None,
+        seconds: float,
+        alone: bool = False,
     ) -> None:
         self.inference_seconds.observe(seconds)
         rows = sum(len(block) for _, _, block in batch)
-        self.run_times.add(rows, seconds)
-        self.run_seconds += (0.2 if self.run_seconds else 1.0) * (seconds - self.run_seconds)
+        if not alone:  # what is to be expected is how it will be under load
+            self.run_times.add(rows, seconds)
+            self.run_seconds += (0.2 if self.run_seconds else 1.0) * (seconds - self.run_seconds)
         now = time.perf_counter()
         self.answered.add(len(batch), now - self.finished)
         self.finished = now
@@ -536,6 +542,17 @@ class Batcher:
                 self.waiting_rows += left
                 self.waiting_bytes += ticket.bytes
         return batch
+
+
+def work(
+    run: Run, batch: list[Part], wanted: set[Wanted]
+) -> tuple[dict[Wanted, Value] | None, Exception | None, float]:
+    """What a run answers, or the error that it raises, and its seconds."""
+    start = time.perf_counter()
+    try:
+        return run([block for _, _, block in batch], wanted), None, time.perf_counter() - start
+    except Exception as error:  # whatever it is, this batch has failed and the next may not
+        return None, error, time.perf_counter() - start
 
 
 def seconds_to_wait(wait: float) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +40,7 @@ from server.runtime.language import TASK as LANGUAGE
 from server.runtime.language import LanguageModel, language_model
 from server.runtime.placement import Placement, graph_of, placement
 from server.runtime.response_cache import ResponseCache
-from server.runtime.session import CPU, Inputs, Session, usable
+from server.runtime.session import CPU, Inputs, RunOn, Session, usable
 from server.runtime.writer import TASK as TRANSLATION
 from server.runtime.writer import Writer, writer
 from server.settings import Settings
@@ -57,8 +58,8 @@ LONG_SERIES = 4096
 class Loaded:
     """What a thread has prepared, before the event loop puts a queue in front of it. session: of model.onnx; None of a
     language model, whose network `language` holds. images: the session of the graph that makes images, where that is
-    another than model.onnx. row_seconds: of a run of one row, where that was measured. most: rows of a batch
-    that are worth it on this CPU; most_padded: places of a padded batch, of texts and series."""
+    another than model.onnx. row_seconds: of a run of one row, where that was measured. most, most_images: rows of a
+    batch that are worth it on this CPU; most_padded: places of a padded batch, of texts and series."""
 
     manifest: Manifest
     deployment: Deployment
@@ -72,6 +73,7 @@ class Loaded:
     row_seconds: float = 0.0
     most: int | None = None
     most_padded: int | None = None
+    most_images: int | None = None
 
 
 def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
@@ -98,23 +100,25 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         return Loaded(manifest, deployment, session, time.perf_counter() - start, texts, writer=written)
     outputs = [output.name for output in manifest.outputs]
     most = deployment.max_batch_size or manifest.batching.max_batch_size
-    session.warm_up(lambda rows: _blank(manifest, rows), outputs)
-    row_seconds = _seconds(session, manifest, 1, outputs)
+    blank = partial(_blank, manifest)
+    session.warm_up(blank, outputs)
+    row_seconds = _seconds(session.run, blank(1), outputs)
     inline = not session.on_device and row_seconds < INLINE_SECONDS
-    inline = inline and _seconds(session, manifest, most, outputs) < INLINE_SECONDS
+    inline = inline and _seconds(session.run, blank(most), outputs) < INLINE_SECONDS
     worth = places = None
     if not session.on_device and not inline:
-        worth = worthwhile(
-            lambda rows: row_seconds if rows == 1 else _seconds(session, manifest, rows, outputs, 3), most
-        )
-        if (mask := _blank(manifest, worth).get("attention_mask")) is not None:
+        worth = _worthwhile(session, blank, outputs, most)
+        if (mask := blank(worth).get("attention_mask")) is not None:
             worth, places = None, mask.size
-    images = None
+        session.spread(lambda run: _seconds(run, blank(1), outputs))
+    images = most_images = None
     if (made := generator(manifest)) is not None and made.graph != "model":
-        path = folder / f"{made.graph}.onnx"
-        images = Session(path, placed)
-        width = made.latent
-        images.warm_up(lambda rows: {"latent": np.zeros((rows, width), np.float32)}, ["image"])
+        images = Session(folder / f"{made.graph}.onnx", placed)
+        noise = partial(_noise, made.latent)
+        images.warm_up(noise, ["image"])
+        if not images.on_device:
+            most_images = _worthwhile(images, noise, ["image"], most)
+            images.spread(lambda run: _seconds(run, noise(1), ["image"]))
     return Loaded(
         manifest,
         deployment,
@@ -126,6 +130,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         row_seconds=row_seconds,
         most=worth,
         most_padded=places,
+        most_images=most_images,
     )
 
 
@@ -139,14 +144,18 @@ def open_session(folder: Path, manifest: Manifest, placed: Placement, precision:
     return Session(folder / graph_of(manifest, precision, "cpu"), placed)
 
 
-def _seconds(session: Session, manifest: Manifest, rows: int, outputs: list[str], runs: int = 5) -> float:
-    """What a run of so many rows takes where nothing else disturbs it: the shortest of some."""
-    blank, times = _blank(manifest, rows), []
+def _seconds(run: RunOn, inputs: Inputs, outputs: list[str], runs: int = 5) -> float:
+    """What a run takes where nothing else disturbs it: the shortest of some."""
+    times = []
     for _ in range(runs):
         start = time.perf_counter()
-        session.run(blank, outputs)
+        run(inputs, outputs)
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def _worthwhile(session: Session, blank: Callable[[int], Inputs], outputs: list[str], most: int) -> int:
+    return worthwhile(lambda rows: _seconds(session.run, blank(rows), outputs, 2), most)
 
 
 class Model:
@@ -210,10 +219,13 @@ class Model:
             cached[name, event] += 1
             runs.cached[event] += 1
 
-        def batcher(run: Run, parallel: int, length: Callable[[Any], int] | None) -> Batcher:
+        def batcher(
+            run: Run, run_alone: Run | None, parallel: int, worth: int | None, length: Callable[[Any], int] | None
+        ) -> Batcher:
             return Batcher(
                 run,
-                max_batch_size=deployed.max_batch_size or loaded.most or batching.max_batch_size,
+                run_alone=run_alone,
+                max_batch_size=deployed.max_batch_size or worth or batching.max_batch_size,
                 max_queue_delay=delay / 1e3,
                 queue_limit=self.queue_limit,
                 queue_bytes=settings.queue_bytes,
@@ -231,8 +243,10 @@ class Model:
             )
 
         self.batcher = batcher(
-            _writing(loaded.writer) if loaded.writer else _runner(session, loaded.manifest, known),
+            _writing(loaded.writer) if loaded.writer else _runner(session.run, loaded.manifest, known),
+            None if session.alone is None else _runner(session.run_alone, loaded.manifest, known),
             0 if loaded.inline else session.parallel,
+            loaded.most,
             len if isinstance(loaded.manifest.input, TextInput | SeriesInput) else None,
         )
         if loaded.row_seconds:
@@ -240,8 +254,9 @@ class Model:
         self.answers = {"complete"} if loaded.writer else set(known)
         if deployed.cache is not None and loaded.writer is None:  # what is written may be drawn anew each time
             self.cache = ResponseCache(deployed.cache.ttl_seconds, deployed.cache.max_bytes, counted)
-        if loaded.images is not None:
-            self.images = batcher(_generating(loaded.images), loaded.images.parallel, None)
+        if (images := loaded.images) is not None:
+            alone = None if images.alone is None else _generating(images.run_alone)
+            self.images = batcher(_generating(images.run), alone, images.parallel, loaded.most_images, None)
             self.answers.add("generate")
 
     @property
@@ -340,16 +355,16 @@ def _writing(found: Writer) -> Run:
     return run
 
 
-def _generating(session: Session) -> Run:
+def _generating(run_on: RunOn) -> Run:
     """Latent vectors to images."""
 
     def run(blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
-        return {"generate": session.run({"latent": cast(list[np.ndarray], blocks)}, ["image"])[0]}
+        return {"generate": run_on({"latent": cast(list[np.ndarray], blocks)}, ["image"])[0]}
 
     return run
 
 
-def _runner(session: Session, manifest: Manifest, known: Mapping[str, Answer]) -> Run:
+def _runner(run_on: RunOn, manifest: Manifest, known: Mapping[str, Answer]) -> Run:
     """Rows to answers: put together or padded, run, and made what was asked for."""
     spec, name = manifest.input, manifest.inputs[0].name
 
@@ -364,7 +379,7 @@ def _runner(session: Session, manifest: Manifest, known: Mapping[str, Answer]) -
         else:
             inputs = {name: cast(list[np.ndarray], blocks)}
         outputs = sorted({output for one in wanted for output in (known[one].outputs if isinstance(one, str) else one)})
-        found = dict(zip(outputs, session.run(inputs, outputs), strict=True))
+        found = dict(zip(outputs, run_on(inputs, outputs), strict=True))
         return {
             one: known[one].make(found) if isinstance(one, str) else [found[output] for output in one] for one in wanted
         }
@@ -375,6 +390,10 @@ def _runner(session: Session, manifest: Manifest, known: Mapping[str, Answer]) -
 def _rows(blocks: list[Block]) -> list[Any]:
     """Of all blocks, which are lists."""
     return cast(list[Any], blocks[0]) if len(blocks) == 1 else list(chain.from_iterable(blocks))
+
+
+def _noise(width: int, rows: int) -> dict[str, np.ndarray]:
+    return {"latent": np.zeros((rows, width), np.float32)}
 
 
 def _blank(manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
@@ -388,7 +407,7 @@ def _blank(manifest: Manifest, rows: int) -> dict[str, np.ndarray]:
         case VectorInput(features=features):
             return {"vector": np.zeros((rows, features), np.float32)}
         case LatentInput(size=size):
-            return {"latent": np.zeros((rows, size), np.float32)}
+            return _noise(size, rows)
         case SeriesInput(channels=channels, max_length=max_length):
             mask = np.ones((rows, min(max_length, LONG_SERIES)), np.int64)
             return {"series": np.zeros((*mask.shape, channels), np.float32), "attention_mask": mask}

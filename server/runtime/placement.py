@@ -15,14 +15,16 @@ from server.settings import Settings
 class Placement:
     """providers: that are wanted, in order; none: CUDA where it is, then the CPU. parallel: runs at the same time, of a
     GPU for each device; 0: by itself. threads: of one run on the CPU; 0: by the cores. devices: numbers of GPUs; none:
-    the first. captured: batches of one size are captured as a CUDA graph. tensorrt: before CUDA; engines: the folder
-    that keeps what it has built. even: inputs differ in the number of rows only (images, vectors). tuned: a kernel is
+    the first. alone: on a CPU a run beside which there is none may have all cores, by one session more. captured:
+    batches of one size are captured as a CUDA graph. tensorrt: before CUDA; engines: the folder that keeps what it has
+    built. even: inputs differ in the number of rows only (images, vectors). tuned: a kernel is
     chosen anew for every size of batch (convolutions). most: rows of the largest batch."""
 
     providers: tuple[str, ...] = ()
     parallel: int = 0
     threads: int = 0
     devices: tuple[int, ...] = ()
+    alone: bool = False
     captured: bool = False
     tensorrt: bool = False
     engines: Path | None = None
@@ -55,6 +57,8 @@ def placement(settings: Settings, deployment: Deployment, manifest: Manifest) ->
         parallel=deployment.instances or settings.parallel_runs,
         threads=deployment.intra_op_threads or settings.intra_op_threads,
         devices=tuple(deployment.devices),
+        # Another session is the weights in memory once more: not where threads or memory are counted out.
+        alone=not (deployment.intra_op_threads or settings.intra_op_threads or settings.model_memory_bytes),
         captured=deployment.cuda_graphs,
         tensorrt=deployment.tensorrt,
         engines=settings.home / "tensorrt" / manifest.name / str(manifest.version),

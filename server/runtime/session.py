@@ -29,11 +29,20 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 # On many cores a single request would be slow if it had one of them to itself.
 MOST_SHARES = 4
+# More threads than this wait for each other longer than they compute.
+MOST_THREADS = 16
+# Threads that share a run wait for each other at every layer, for microseconds, and spin no longer than that. By
+# default they do until long after the run, and where others want the cores it takes twice as long.
+SPIN_MICROSECONDS = 100
 # Of each GPU, without another word: one lane copies while the other computes.
 LANES = 2
+# A second session is kept where a run takes no more than this share of the time with it.
+WORTH_A_SESSION = 0.9
 
 # What goes into a run: by name an array [rows, …], or several that are put together along their first axis.
 Inputs = Mapping[str, np.ndarray | Sequence[np.ndarray]]
+# Inputs and the names of outputs to these.
+RunOn = Callable[[Inputs, Sequence[str]], list[np.ndarray]]
 
 
 @cache
@@ -57,13 +66,16 @@ def usable(providers: Sequence[str]) -> list[str]:
 
 
 class Session:
-    """`provider`: the one that was asked for and works. `parallel`: how many threads may call `run` at once."""
+    """`provider`: the one that was asked for and works. `parallel`: how many threads may call `run` at once. `alone`:
+    the session of all cores, for a run beside which there is none; None until `spread` has opened it."""
 
     def __init__(self, path: Path, placement: Placement) -> None:
         """Raises whatever ONNX Runtime raises for a graph that it cannot load."""
         asked = usable(placement.providers)
+        self.path, self.placement = path, placement
         self.lanes: queue.SimpleQueue[Lane | SizedLanes] = queue.SimpleQueue()
         self.inner: onnxruntime.InferenceSession | None = None
+        self.alone: onnxruntime.InferenceSession | None = None
         self.parallel = 0
         if asked[0] in (CUDA, TENSORRT):
             for lane in device_lanes(path, placement):
@@ -75,30 +87,38 @@ class Session:
             return
         if asked[0] != CPU:
             log.warning("%s does not initialise here; %s runs on the CPU", asked[0], path)
-        options = onnxruntime.SessionOptions()
         # Threads that share one run wait for each other at every layer; runs side by side do not. With one run more
         # than shares no core idles while the answers of a run are sent.
         shares = min(cores(), MOST_SHARES)
         self.parallel = placement.parallel or shares + 1
-        options.intra_op_num_threads = placement.threads or cores() // shares
+        self.threads = placement.threads or cores() // shares
         # Threads that spin between runs take the cores that the event loop and the decoders need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        self.inner = onnxruntime.InferenceSession(str(path), options, providers=[CPU])
+        self.inner = open_on_cpu(path, self.threads, spinning=False)
         self.provider = CPU
 
     def run(self, inputs: Inputs, outputs: Sequence[str]) -> list[np.ndarray]:
         """The named outputs for one batch. Of a GPU only they come back to the host."""
         if self.inner is not None:
-            whole = {name: value if isinstance(value, np.ndarray) else joined(value) for name, value in inputs.items()}
-            found: list[np.ndarray] = self.inner.run(outputs, whole)
-            return found
+            return run_on_cpu(self.inner, inputs, outputs)
         parts = {name: [value] if isinstance(value, np.ndarray) else value for name, value in inputs.items()}
         lane = self.lanes.get()
         try:
             return lane.run(parts, outputs)
         finally:
             self.lanes.put(lane)
+
+    def run_alone(self, inputs: Inputs, outputs: Sequence[str]) -> list[np.ndarray]:
+        """As `run`, with all cores where that is faster; for a batch beside which none runs or waits."""
+        return self.run(inputs, outputs) if self.alone is None else run_on_cpu(self.alone, inputs, outputs)
+
+    def spread(self, seconds: Callable[[RunOn], float]) -> None:
+        """Open `alone`, and keep it where it is worth its memory. seconds: that a run takes which is run so."""
+        threads = min(cores(), MOST_THREADS)
+        if self.on_device or not self.placement.alone or threads <= self.threads:
+            return
+        self.alone = open_on_cpu(self.path, threads, spinning=True)
+        if seconds(self.run_alone) > WORTH_A_SESSION * seconds(self.run):
+            self.alone = None
 
     def warm_up(self, sample: Callable[[int], Mapping[str, np.ndarray]], outputs: Sequence[str]) -> None:
         """Run what the first requests would otherwise wait for. sample: inputs of so many rows."""
@@ -110,6 +130,27 @@ class Session:
                 lane.warm_up(sample, outputs)
             finally:
                 self.lanes.put(lane)
+
+
+def threads_of(count: int, *, spinning: bool) -> onnxruntime.SessionOptions:
+    """Options of a session whose runs have so many threads. spinning: they wait for each other without sleeping."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = count
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    if spinning:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
+    options.log_severity_level = 3
+    return options
+
+
+def open_on_cpu(path: Path, threads: int, *, spinning: bool) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), threads_of(threads, spinning=spinning), providers=[CPU])
+
+
+def run_on_cpu(session: onnxruntime.InferenceSession, inputs: Inputs, outputs: Sequence[str]) -> list[np.ndarray]:
+    whole = {name: value if isinstance(value, np.ndarray) else joined(value) for name, value in inputs.items()}
+    found: list[np.ndarray] = session.run(outputs, whole)
+    return found
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,7 @@ import onnxruntime
 
 from server.process import cores, memory_bytes
 from server.runtime.huge_pages import huge_pages
-from server.runtime.session import CPU, CUDA, usable
+from server.runtime.session import CPU, CUDA, threads_of, usable
 from server.runtime.slot_memory import DeviceMemory, HostMemory, SlotMemory
 from server.settings import Settings
 
@@ -26,7 +26,6 @@ log = logging.getLogger("espalier.slots")
 MOST_CONTEXT = 4096
 # All rows together take this share of the machine's memory at most.
 MEMORY_SHARE = 0.25
-SPIN_MICROSECONDS = "100"
 # Rows for every slot, where memory is only taken by what is in them.
 KEPT = 2
 TYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
@@ -74,12 +73,7 @@ class GraphSlots:
 
         Raises ValueError for a graph that is no slot graph, and what ONNX Runtime raises for one that it cannot load.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.intra_op_threads or cores()
-        options.log_severity_level = 3
-        # A step's threads wait for each other hundreds of times, for microseconds: they spin no longer than that. By
-        # default it is until long after the step, and where others want the cores a step takes twice as long.
-        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
+        options = threads_of(settings.intra_op_threads or cores(), spinning=True)
         asked = usable(settings.providers)
         with huge_pages():
             self.session = onnxruntime.InferenceSession(str(path), options, providers=asked)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from server.runtime.batch_size import worthwhile
+from server.runtime.batch_size import ROUNDS, worthwhile
 from server.runtime.batcher import alike
 from server.runtime.deployment import Deployment
 from server.runtime.model import load
@@ -18,15 +19,27 @@ from tests.server.bundles import publish_vectors
 @pytest.mark.parametrize(
     ("seconds", "rows"),
     [
-        (lambda rows: 0.010 * rows, 1),  # a convolution: as long together as one by one
+        (lambda rows: 0.001 * rows, 1),  # a convolution: as long together as one by one
         (lambda rows: 0.010 + 0.001 * rows, 64),  # what is read once for all of them
-        (lambda rows: (0.0082 + 0.0020 / rows + 0.00004 * max(0, rows - 32)) * rows, 16),  # much like MiniLM
-        (lambda rows: 0.010 * rows if rows < 32 else 0.001 * rows, 1),  # beyond two sizes in vain nothing is tried
-        (lambda rows: {1: 1.0, 2: 2.0, 4: 2.0}.get(rows, 0.6 * rows), 4),  # one in vain is looked behind
+        (lambda rows: (0.0078 + 0.0018 / rows + 0.00004 * max(0, rows - 32)) * rows, 16),  # much like MiniLM
+        (lambda rows: 0.001 * rows if rows < 32 else 0.0001 * rows, 1),  # beyond two sizes in vain nothing is tried
+        (lambda rows: {1: 0.01, 2: 0.02, 4: 0.02}.get(rows, 0.006 * rows), 4),  # one in vain is looked behind
+        (lambda rows: 0.100 * rows, 1),
+        (lambda rows: 0.100 * rows**0.9, 2),  # four would keep others waiting
     ],
 )
 def test_no_more_rows_than_gain_something(seconds: Callable[[int], float], rows: int) -> None:
     assert worthwhile(seconds, 64) == rows
+
+
+@pytest.mark.parametrize("disturbed", range(1, 12))
+def test_one_bad_moment_decides_nothing(disturbed: int) -> None:
+    calls = itertools.count(1)
+
+    def seconds(rows: int) -> float:
+        return (0.0078 + 0.0018 / rows) * rows * (1.5 if next(calls) == disturbed else 1.0)
+
+    assert worthwhile(seconds, 64) == 16
 
 
 def test_no_batch_is_tried_that_may_not_be() -> None:
@@ -34,10 +47,10 @@ def test_no_batch_is_tried_that_may_not_be() -> None:
 
     def seconds(rows: int) -> float:
         tried.append(rows)
-        return 1.0
+        return 0.01
 
     assert worthwhile(seconds, 12) == 12
-    assert tried == [1, 2, 4, 8, 12]
+    assert tried == ROUNDS * [1, 2, 4, 8, 12]
 
 
 def test_long_texts_run_in_smaller_batches_than_short_ones() -> None:

@@ -95,6 +95,46 @@ def test_an_idle_session_runs_a_request_at_once(parallel: int) -> None:
     asyncio.run(story())
 
 
+def test_only_a_batch_with_nothing_beside_it_runs_alone() -> None:
+    async def story() -> None:
+        run, alone = Recorder(), Recorder()
+        queue = batcher(run, run_alone=alone, parallel=2)
+
+        async def answered(rows: range) -> None:
+            ticket = queue.submit(np.array(rows), "logits", deadline=within())
+            assert [str(row) for row in await ticket.future] == [f"logits:{row}" for row in rows]
+
+        await answered(range(1))
+        await answered(range(1, 2))
+        assert (run.batches, alone.batches) == ([], [[0], [1]])
+        assert queue.run_times.expected(1) == 0.0, "how long it takes beside others is not known yet"
+        await answered(range(2, 4))  # they share the two runs
+        assert (sorted(run.batches), alone.batches[2:]) == ([[2], [3]], [])
+        assert queue.run_times.expected(1) > 0.0
+        await answered(range(4, 5))
+        assert run.batches[2:] == [[4]], "where there was another a moment ago there may be one soon"
+        alone.gate.clear()
+        first = asyncio.create_task(answered(range(5, 6)))
+        while len(alone.batches) < 3:
+            await asyncio.sleep(0.001)
+        await answered(range(6, 7))
+        alone.gate.set()
+        await first
+        assert (run.batches[3:], alone.batches[2:]) == ([[6]], [[5]])
+
+    asyncio.run(asyncio.wait_for(story(), 10))
+
+
+def test_one_that_fails_alone_is_told_so() -> None:
+    async def story() -> None:
+        queue = batcher(Recorder(), run_alone=Recorder())
+        with pytest.raises(RunFailed, match="broken"):
+            await queue.submit(["fail"], "logits", deadline=within()).future
+        assert [str(row) for row in await queue.submit(["a"], "logits", deadline=within()).future] == ["logits:a"]
+
+    asyncio.run(asyncio.wait_for(story(), 10))
+
+
 def test_what_arrives_during_a_run_is_the_next_batch_up_to_its_size() -> None:
     async def story() -> None:
         run = Recorder()
