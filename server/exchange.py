@@ -38,6 +38,9 @@ log = logging.getLogger("espalier.inference")
 
 encoder = msgspec.json.Encoder()
 
+# How often a request looks whether a model that was published just now is served.
+LOOK_SECONDS = 0.02
+
 T = TypeVar("T")
 E = TypeVar("E", bound="Exchange")
 
@@ -156,6 +159,10 @@ class Exchange(ABC):
                     break
                 except NotLoaded:
                     await self.result(asyncio.create_task(self._load(reference)))
+                except UnknownModel:
+                    if not self._is_coming(reference):
+                        raise
+                    await asyncio.sleep(LOOK_SECONDS)
         except UnknownModel as error:
             raise ApiError(404, str(error), param="model", code="model_not_found") from error
         self.model = model
@@ -168,6 +175,16 @@ class Exchange(ABC):
         except QueueFull as error:
             raise no_room(model, error) from error
         return model
+
+    def _is_coming(self, reference: str) -> bool:
+        """Whether a model was published just now and will be served within the time of this request. A job says that it
+        has succeeded as soon as its model is published; what lies on object storage is not looked for."""
+        late = time.perf_counter() >= self.start + self.timeout
+        return (
+            not late
+            and not self.settings.repository_url
+            and self.repository.unseen(reference, self.settings.repository)
+        )
 
     def session(self) -> str | None:
         """The id of the session that a request is of, where it says so: its requests go to one version."""

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from export import bundle
 from server.runtime.model import Model
+
+# Names that jobs give, with or without a version.
+BY_A_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:[0-9]{1,9})?")
 
 Session = Callable[[], str | None]
 
@@ -98,6 +104,20 @@ class References:
             reasons = "; ".join(f"version {one}: {why}" for one, why in sorted(view.absent.items()))
             raise UnknownModel(f"no version of {name} is served; {reasons or 'there is none'}")
         return name, view.newest
+
+    def unseen(self, reference: str, folder: Path) -> bool:
+        """Whether what it names lies in the repository's folder and nothing is known of it yet, as a job has published
+        it just now: it is about to be served."""
+        if not BY_A_JOB.fullmatch(reference):
+            return False
+        name, number, _ = parts(reference)
+        view = self.views.get(name)
+        if number is None:
+            return view is None and bool(bundle.versions(folder, name))
+        version = int(number)
+        if view is not None and (version in self.ready[name] or version in view.loadable or version in view.absent):
+            return False
+        return (folder / name / str(version) / bundle.MANIFEST).is_file()
 
     def show(self, name: str, view: View | None, ready: dict[int, Model]) -> None:
         """From now on the references to `name` mean this; None: it is there no more."""

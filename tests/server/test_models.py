@@ -55,6 +55,44 @@ def test_a_published_model_is_noticed_and_described(start: Start) -> None:
     assert (model["modality"], model["classes"], model["metrics"]) == ("vector", 2, {"accuracy": 1.0})
 
 
+def test_a_model_that_was_published_just_now_is_waited_for(start: Start) -> None:
+    live = start(poll_seconds=0.3)
+    asked = {"input": [0.5, 1.0]}
+
+    def version_of(reference: str) -> int:
+        answer = live.client.post("/v1/classify", json={"model": reference, **asked})
+        assert answer.status_code == 200, answer.text
+        version: int = answer.json()["version"]
+        return version
+
+    publish_vectors(live.settings.repository)
+    assert version_of("points") == 1
+    publish_vectors(live.settings.repository)
+    assert version_of("points:2") == 2
+    publish_vectors(live.settings.repository, "others")
+    assert version_of("others:1") == 1
+    # What is not there is not waited for, whatever it is called.
+    for name in ("points:3", "point", "points@latest", "../points", ".", "points:", "points:02x", "p" * 5000, "\0"):
+        message_of(live.client.post("/v1/classify", json={"model": name, **asked}), 404)
+
+
+def test_one_that_is_not_served_in_time_is_not_there(start: Start) -> None:
+    live = start(poll_seconds=1000.0)
+    publish_vectors(live.settings.repository)
+    asked = {"model": "points", "input": [0.5, 1.0]}
+    refused = live.client.post("/v1/classify", json=asked, headers={"x-request-timeout": "0.1"})
+    assert "no model 'points' is served" in message_of(refused, 404)
+
+
+def test_a_version_that_is_damaged_is_not_waited_for_long(start: Start) -> None:
+    live = start(poll_seconds=0.1)
+    publish_vectors(live.settings.repository)
+    manifest = publish_vectors(live.settings.repository)
+    (live.settings.repository / "points" / str(manifest.version) / "model.onnx").write_bytes(b"no graph")
+    refused = live.client.post("/v1/classify", json={"model": "points:2", "input": [0.5, 1.0]})
+    assert "version '2' of points is not loaded (" in message_of(refused, 404)
+
+
 def test_one_model_comes_with_its_manifest(start: Start) -> None:
     live = start()
     publish_texts(live.settings.repository)

@@ -285,6 +285,8 @@ def test_models_are_swapped_under_load_and_no_request_fails(tmp_path: Path):
             load.wait(20)
             publish(version)
             asked = {"model": "points", "input": [0, 1]}
+            named = live.client.post("/v1/classify", json={**asked, "model": f"points:{version}"})
+            assert named.status_code == 200, "a version that was published just now is waited for"
             while not seen or seen[-1]["version"] != version:
                 seen.append(live.client.post("/v1/classify", json=asked).json())
         load.wait(20)
