@@ -155,7 +155,7 @@ def _seconds(run: RunOn, inputs: Inputs, outputs: list[str], runs: int = 5) -> f
 
 
 def _worthwhile(session: Session, blank: Callable[[int], Inputs], outputs: list[str], most: int) -> int:
-    return worthwhile(lambda rows: _seconds(session.run, blank(rows), outputs, 2), most)
+    return worthwhile(lambda rows: _seconds(session.run, blank(rows), outputs, 1), most)
 
 
 class Model:
