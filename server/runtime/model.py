@@ -110,7 +110,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         worth = _worthwhile(session, blank, outputs, most)
         if (mask := blank(worth).get("attention_mask")) is not None:
             worth, places = None, mask.size
-        session.spread(lambda run: _seconds(run, blank(1), outputs))
+        session.spread(lambda run: _seconds(run, blank(1), outputs, 2))
     images = most_images = None
     if (made := generator(manifest)) is not None and made.graph != "model":
         images = Session(folder / f"{made.graph}.onnx", placed)
@@ -118,7 +118,7 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         images.warm_up(noise, ["image"])
         if not images.on_device:
             most_images = _worthwhile(images, noise, ["image"], most)
-            images.spread(lambda run: _seconds(run, noise(1), ["image"]))
+            images.spread(lambda run: _seconds(run, noise(1), ["image"], 2))
     return Loaded(
         manifest,
         deployment,

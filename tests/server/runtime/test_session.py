@@ -32,7 +32,10 @@ def graph(repository: Path) -> Path:
 
 
 @pytest.mark.parametrize(("alone_takes", "kept"), [(0.5, True), (0.95, False), (2.0, False)])
-def test_a_second_session_is_kept_where_it_is_worth_it(tmp_path: Path, alone_takes: float, kept: bool) -> None:
+def test_a_second_session_is_kept_where_it_is_worth_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone_takes: float, kept: bool
+) -> None:
+    monkeypatch.setattr(session, "DOUBTFUL_SECONDS", 0.01)
     found = Session(graph(tmp_path), Placement(providers=(CPU,), alone=True))
 
     def seconds(run: RunOn) -> float:
@@ -45,6 +48,13 @@ def test_a_second_session_is_kept_where_it_is_worth_it(tmp_path: Path, alone_tak
     if found.alone is not None:
         assert found.alone.get_session_options().intra_op_num_threads == 4
     assert np.array_equal(found.run_alone(POINT, ["logits"])[0], found.run(POINT, ["logits"])[0])
+
+
+def test_one_bad_moment_does_not_decide(tmp_path: Path) -> None:
+    found = Session(graph(tmp_path), Placement(providers=(CPU,), alone=True))
+    alone_takes = iter([1.0, 1.2, 0.5])
+    found.spread(lambda run: next(alone_takes) if run == found.run_alone else 1.0)
+    assert found.alone is not None
 
 
 @pytest.mark.parametrize("asked", [Placement(providers=(CPU,)), Placement(providers=(CPU,), alone=True, threads=4)])
