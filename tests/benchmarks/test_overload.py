@@ -38,6 +38,7 @@ def test_goodput_stays_what_is_accepted_is_in_time_and_the_rest_is_refused(
             return run(blocks, wanted)
 
         monkeypatch.setattr(batcher, "run", slow)
+        monkeypatch.setattr(batcher, "run_alone", None)
         port = int(live.address.rpartition(":")[2])
         found = measure(os.getpid(), port, message, seconds=4.0)
         rejected = live.server.application.state.metrics.rejected

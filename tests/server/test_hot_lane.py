@@ -377,6 +377,7 @@ def test_slow_and_failed_requests_have_a_line(
         batcher = live.repository.get("points").batcher
         assert batcher is not None
         monkeypatch.setattr(batcher, "run", broken)
+        monkeypatch.setattr(batcher, "run_alone", None)
         answer = wire.send(post("/v1/classify", points(0, 3), "X-Request-ID: bad-one")).answer()
         assert answer.status == 500
         assert "bad-one" in answer.json()["error"]["message"]
@@ -409,6 +410,7 @@ class Gate:
         assert batcher is not None
         self.batcher, self.run, self.open = batcher, batcher.run, threading.Event()
         patch.setattr(batcher, "run", self.held)
+        patch.setattr(batcher, "run_alone", None)
 
     def held(self, blocks: list[Block], wanted: set[Wanted]) -> dict[Wanted, Value]:
         assert self.open.wait(20)

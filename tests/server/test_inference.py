@@ -182,6 +182,7 @@ def test_a_client_that_hangs_up_in_the_queue_costs_no_run(tmp_path: Path, monkey
             return run(blocks, wanted)
 
         monkeypatch.setattr(batcher, "run", held)
+        monkeypatch.setattr(batcher, "run_alone", None)
         host, port = live.address.removeprefix("http://").split(":")
         connections = []
         for number in (1, 2, 3):

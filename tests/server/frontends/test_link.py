@@ -238,6 +238,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             raise RuntimeError("the device is on fire")
 
         monkeypatch.setattr(batcher, "run", broken)
+        monkeypatch.setattr(batcher, "run_alone", None)
         with pytest.raises(RunFailed, match="the device is on fire"):
             await ends.model("points").submit(np.zeros((1, 2), np.float32), "classify", deadline=later()).future
 
@@ -272,6 +273,7 @@ def test_a_call_whose_clients_have_all_gone_is_not_run(tmp_path: Path, monkeypat
             return run(blocks, wanted)
 
         monkeypatch.setattr(batcher, "run", counted)
+        monkeypatch.setattr(batcher, "run_alone", None)
         monkeypatch.setattr(batcher, "max_queue_delay", 6 * GONE_SECONDS)
         model = ends.model("points")
         gone = model.submit(np.zeros((2, 2), np.float32), "classify", deadline=later(), gone=lambda: True)
