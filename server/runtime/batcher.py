@@ -348,16 +348,17 @@ class Batcher:
             return
         while self.waiting_rows and (free := self.parallel - self.running):
             if batch := self._next_batch(free):
-                alone = self._is_alone()
+                run = self._run_of_next()
                 self.running += 1
                 rows = sum(len(block) for _, _, block in batch)
                 self.ends[id(batch)] = time.perf_counter() + self.run_times.expected(rows)
-                self.executor.submit(self._work_elsewhere, batch, self._begin(batch), alone)
+                self.executor.submit(self._work_elsewhere, run, batch, self._begin(batch))
 
-    def _is_alone(self) -> bool:
-        """Whether the batch that begins has nothing beside it, and will not soon: the one before had nothing either."""
+    def _run_of_next(self) -> Run:
+        """What the batch that begins is run by: `run_alone` where it has nothing beside it and will not have soon, as
+        the one before had nothing either."""
         before, self.crowded = self.crowded, bool(self.running or self.waiting_rows)
-        return self.run_alone is not None and not self.crowded and not before
+        return self.run if self.run_alone is None or self.crowded or before else self.run_alone
 
     def _size(self, free: int, first: Ticket) -> int:
         """Rows of the next batch, where so many can run now; first: whose turn it is."""
@@ -384,9 +385,9 @@ class Batcher:
         self.batches.observe(rows)
         return wanted
 
-    def _work_elsewhere(self, batch: list[Part], wanted: set[Wanted], alone: bool) -> None:
-        done = work(self.run_alone if alone and self.run_alone is not None else self.run, batch, wanted)
-        self.loop.call_soon_threadsafe(self._finish_elsewhere, batch, *done, alone)
+    def _work_elsewhere(self, run: Run, batch: list[Part], wanted: set[Wanted]) -> None:
+        done = work(run, batch, wanted)
+        self.loop.call_soon_threadsafe(self._finish_elsewhere, batch, *done, run is self.run_alone)
 
     def _finish_elsewhere(
         self, batch: list[Part], found: dict[Wanted, Value] | None, error: Exception | None, seconds: float, alone: bool

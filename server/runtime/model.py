@@ -59,7 +59,8 @@ class Loaded:
     """What a thread has prepared, before the event loop puts a queue in front of it. session: of model.onnx; None of a
     language model, whose network `language` holds. images: the session of the graph that makes images, where that is
     another than model.onnx. row_seconds: of a run of one row, where that was measured. most, most_images: rows of a
-    batch that are worth it on this CPU; most_padded: places of a padded batch, of texts and series."""
+    batch that are worth it on this CPU; most_padded: places of a padded batch, of texts and series; None where the
+    deployment says."""
 
     manifest: Manifest
     deployment: Deployment
@@ -107,9 +108,10 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
     inline = inline and _seconds(session.run, blank(most), outputs) < INLINE_SECONDS
     worth = places = None
     if not session.on_device and not inline:
-        worth = _worthwhile(session, blank, outputs, most)
-        if (mask := blank(worth).get("attention_mask")) is not None:
-            worth, places = None, mask.size
+        if not deployment.max_batch_size:
+            worth = _worthwhile(session, blank, outputs, most)
+            if (mask := blank(worth).get("attention_mask")) is not None:
+                worth, places = None, mask.size
         session.spread(lambda run: _seconds(run, blank(1), outputs, 2))
     images = most_images = None
     if (made := generator(manifest)) is not None and made.graph != "model":
@@ -117,7 +119,8 @@ def load(folder: Path, settings: Settings, deployment: Deployment) -> Loaded:
         noise = partial(_noise, made.latent)
         images.warm_up(noise, ["image"])
         if not images.on_device:
-            most_images = _worthwhile(images, noise, ["image"], most)
+            if not deployment.max_batch_size:
+                most_images = _worthwhile(images, noise, ["image"], most)
             images.spread(lambda run: _seconds(run, noise(1), ["image"], 2))
     return Loaded(
         manifest,
@@ -233,7 +236,7 @@ class Model:
                 length=length,
                 # What is written step by step gains by every sequence that is written along.
                 padding=MOST_PADDING if session.on_device or loaded.writer else CPU_PADDING,
-                most_padded=None if deployed.max_batch_size else loaded.most_padded,
+                most_padded=loaded.most_padded,
                 batches=metrics.batches.labels(*labels),
                 queue_seconds=metrics.stages.labels(*labels, "queue"),
                 inference_seconds=metrics.stages.labels(*labels, "inference"),
